@@ -1,0 +1,108 @@
+"""Processes and devices: rank, world size, device, exact shards, gathering.
+
+One process without a launcher is rank 0 of 1. Under torchrun (or torch.distributed.launch) the
+environment tells the rest; the device is chosen here and nowhere else.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import Sampler
+
+
+def launched() -> bool:
+    """True inside torchrun or any launcher that sets the rank variables."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_distributed() -> bool:
+    """True when a process group of more than one process is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Rank of this process; before a group is up, what the launcher's environment says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes that work together."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """True on the one process that writes logs, progress and shared files."""
+    return rank() == 0
+
+
+def local_device() -> torch.device:
+    """The accelerator of this process (one a local rank), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def init_from_env() -> torch.device:
+    """Joins the launcher's process group, if there is one, and returns this process's device."""
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if launched() and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    return device
+
+
+def shutdown() -> None:
+    """Leaves the process group, if one is up."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(count: int, index: int | None = None, parts: int | None = None) -> range:
+    """Item numbers of this process: every part-th, no padding, each item in exactly one shard."""
+    return range(rank() if index is None else index, count, world_size() if parts is None else parts)
+
+
+class ShardSampler(Sampler[int]):
+    """Yields this process's shard in order: validation counts every image exactly once."""
+
+    def __init__(self, count: int) -> None:
+        self._indices = shard(count)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def barrier() -> None:
+    """Waits for all processes; nothing to wait for in a single one."""
+    if is_distributed():
+        dist.barrier()
+
+
+def gather_objects(obj: Any) -> list[Any]:
+    """Every process's object, in rank order, on every process."""
+    if not is_distributed():
+        return [obj]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, obj)
+    return gathered
+
+
+def broadcast_object(obj: Any) -> Any:
+    """Rank 0's object on every process."""
+    if not is_distributed():
+        return obj
+    box = [obj]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

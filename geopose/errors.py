@@ -1,0 +1,19 @@
+"""The two ways in which a command can fail without a bug: each maps to an exit code."""
+
+
+class GeoposeError(Exception):
+    """An expected failure. The message is one line: what (file, value), why, and the remedy."""
+
+    exit_code = 1
+
+
+class InputError(GeoposeError):
+    """Bad usage or bad input: the user can mend it. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(GeoposeError):
+    """A run that started well and could not be finished. Exit code 1."""
+
+    exit_code = 1
