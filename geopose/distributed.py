@@ -66,10 +66,9 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def shard(count: int, index: int | None = None, parts: int | None = None) -> range:
-    """Item numbers of this process: every part-th, no padding, each item in exactly one shard."""
-    return range(rank() if index is None else index, count, world_size() if parts is None else parts)
-
+def shard(count: int) -> range:
+    """Item numbers of this process: every n-th, no padding, each item in exactly one shard."""
+    return range(rank(), count, world_size())
 
 class ShardSampler(Sampler[int]):
     """Yields this process's shard in order: validation counts every image exactly once."""

@@ -69,7 +69,8 @@ def test_the_eight_symmetries_differ_and_rot90_is_numpys() -> None:
 def test_zoom_moves_scale_and_gsd_in_opposite_ways() -> None:
     zoom = np.diag([1.25, 1.25])
     scale, angle = transform_scale_angle(2.0, 0.7, zoom)
-    assert scale == pytest.approx(2.5) and angle == pytest.approx(0.7)
+    assert scale == pytest.approx(2.5)
+    assert angle == pytest.approx(0.7)
     assert transform_gsd(0.5, zoom) == pytest.approx(0.4)
 
 
