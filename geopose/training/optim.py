@@ -1,0 +1,140 @@
+"""Optimizer and learning-rate schedule of a run, from their config blocks."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from geopose import torchvision_shim  # noqa: F401  # before timm
+
+from timm.optim import create_optimizer_v2, list_optimizers  # isort: skip
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from geopose.errors import InputError
+
+Schedule = Callable[[float], float]
+
+
+def parameter_groups(model: nn.Module, cfg: Mapping[str, Any], lr: float) -> list[dict[str, Any]]:
+    """Parameters in groups of equal rate and decay.
+
+    Args:
+        model: its sub-module `encoder` gets `encoder_lr_factor` times the rate.
+        cfg: the optimizer block: weight_decay, weight_decay_on_bias, encoder_lr_factor.
+        lr: the rate of everything else.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = cfg["encoder_lr_factor"] if name.startswith("encoder.") else 1.0
+        decays = cfg["weight_decay_on_bias"] or parameter.ndim > 1
+        key = (lr * factor, cfg["weight_decay"] if decays else 0.0)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "lr": group_lr, "weight_decay": decay}
+        for (group_lr, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], processes: int) -> Optimizer:
+    """The optimizer named in `cfg`; its rate is multiplied by the number of processes.
+
+    Raises:
+        InputError: unknown name, or an argument that this optimizer does not take.
+    """
+    name = cfg["name"].removeprefix("lookahead_")
+    if name not in list_optimizers():
+        raise InputError(f"optimizer.name={cfg['name']}: unknown; one of {list_optimizers()}")
+    lr = cfg["lr"] * processes
+    try:
+        return create_optimizer_v2(
+            parameter_groups(model, cfg, lr),
+            opt=cfg["name"],
+            lr=lr,
+            weight_decay=cfg["weight_decay"],
+            **cfg["kwargs"],
+        )
+    except TypeError as error:
+        raise InputError(f"optimizer.kwargs of {cfg['name']}: {error}") from error
+
+
+def _cosine(progress: float, low: float) -> float:
+    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+
+
+def _flat_cosine(cfg: Mapping[str, Any], lr: float) -> Schedule:
+    flat, low = cfg.get("flat", 0.0), cfg["min_lr"] / lr
+    return lambda progress: _cosine((progress - flat) / (1.0 - flat), low)
+
+
+def _one_cycle(cfg: Mapping[str, Any], lr: float) -> Schedule:
+    start, end = cfg["start_lr"] / lr, cfg["end_lr"] / lr
+    warmup, decay = cfg["warmup"], cfg["decay"]
+
+    def factor(progress: float) -> float:
+        if progress < warmup:
+            return start + (1.0 - start) * progress / warmup
+        return _cosine((progress - (1.0 - decay)) / decay, end)
+
+    return factor
+
+
+def _multi_step(cfg: Mapping[str, Any], lr: float) -> Schedule:
+    del lr  # steps are relative
+    warmup = cfg["warmup"]
+
+    def factor(progress: float) -> float:
+        rise = min(1.0, 0.01 + progress / warmup) if warmup > 0 else 1.0
+        return rise * cfg["gamma"] ** sum(progress >= share for share in cfg["milestones"])
+
+    return factor
+
+
+def _constant(cfg: Mapping[str, Any], lr: float) -> Schedule:
+    del cfg, lr
+    return lambda progress: 1.0
+
+
+_SCHEDULES: dict[str, Callable[[Mapping[str, Any], float], Schedule]] = {
+    "cos": _flat_cosine,
+    "flat_cos": _flat_cosine,
+    "1cycle": _one_cycle,
+    "multistep": _multi_step,
+    "constant": _constant,
+}
+
+
+def build_scheduler(
+    optimizer: Optimizer, cfg: Mapping[str, Any], total_steps: int, lr: float, mode: str
+) -> LambdaLR | ReduceLROnPlateau:
+    """The schedule named in `cfg`.
+
+    Args:
+        optimizer: what it drives; groups keep their ratio to each other.
+        cfg: the scheduler block; rates in it are absolute.
+        total_steps: optimizer steps of the whole run: schedules are functions of the share done.
+        lr: the rate that the optimizer starts from (already multiplied by the processes).
+        mode: `max` or `min`: what is better in the metric that `plateau` watches.
+
+    Returns:
+        LambdaLR, to be stepped after every optimizer step, or ReduceLROnPlateau, to be stepped
+        with the metric after every epoch.
+
+    Raises:
+        InputError: unknown name.
+    """
+    name = cfg["name"]
+    if name == "plateau":
+        return ReduceLROnPlateau(
+            optimizer,
+            mode=mode,  # type: ignore[arg-type]
+            factor=cfg["factor"],
+            patience=cfg["patience"],
+            min_lr=cfg["min_lr"],
+        )
+    if name not in _SCHEDULES:
+        raise InputError(f"scheduler.name={name}: unknown; one of {['plateau', *_SCHEDULES]}")
+    factor = _SCHEDULES[name](cfg, lr)
+    return LambdaLR(optimizer, lambda step: factor(step / max(1, total_steps)))
