@@ -1,0 +1,1 @@
+"""Augmentations that keep heights, flow and ground sample distance exact."""

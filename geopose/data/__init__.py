@@ -1,0 +1,1 @@
+"""Files, layouts, folds and samples."""
