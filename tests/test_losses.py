@@ -1,0 +1,171 @@
+"""Losses: hand-computed values, masking, gradients, precision, and how configs build them."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from geopose import keys, losses
+from geopose.errors import InputError
+
+NAN = math.nan
+LOSS_CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "loss").glob("*.yaml"))
+PIXEL_LOSSES = [
+    losses.HuberLossWithIgnore,
+    losses.MSELossWithIgnore,
+    losses.SmoothL1LossWithIgnore,
+    losses.LogCoshWithIgnore,
+]
+
+
+def maps(*rows: list[float]) -> torch.Tensor:
+    """A batch with one 1 x 1 x W map a row."""
+    return torch.tensor(rows)[:, None, None, :]
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "expected"),
+    [
+        (losses.HuberLossWithIgnore(delta=5.0), 3.0, 4.5),
+        (losses.HuberLossWithIgnore(delta=5.0), -8.0, 5.0 * (8.0 - 2.5)),
+        (losses.MSELossWithIgnore(), -3.0, 9.0),
+        (losses.SmoothL1LossWithIgnore(), 3.0, 2.5),
+        (losses.LogCoshWithIgnore(), 1.0, math.log(math.cosh(1.0))),
+        (losses.LogCoshWithIgnore(), 0.0, 0.0),
+        (losses.LogCoshWithIgnore(), 500.0, 500.0 - math.log(2.0)),
+    ],
+)
+def test_values_by_hand(loss: torch.nn.Module, error: float, expected: float) -> None:
+    assert loss(maps([error + 2.0]), maps([2.0])).item() == pytest.approx(
+        expected, rel=1e-6, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", PIXEL_LOSSES)
+def test_mean_divides_by_valid_pixels_only(kind: type) -> None:
+    output = maps([1.0, 2.0, 3.0, 9.0], [4.0, 5.0, 6.0, 7.0])
+    target = maps([1.5, NAN, 65535.0, 7.0], [NAN, NAN, NAN, 6.0])
+    valid = ~torch.isnan(target) & (target != 65535.0)
+    expected = kind()(output[valid][None], target[valid][None])
+    assert kind(ignore_value=65535)(output, target).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("kind", PIXEL_LOSSES)
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_unknown_pixels_send_no_gradient(kind: type, fraction: float) -> None:
+    output = maps([1.0, 2.0, 3.0], [4.0, NAN, math.inf]).requires_grad_()
+    kind(fraction=fraction)(output, maps([1.0, NAN, 5.0], [6.0, NAN, NAN])).backward()
+    assert output.grad is not None
+    assert torch.isfinite(output.grad).all()
+    assert output.grad.flatten()[[1, 4, 5]].tolist() == [0.0, 0.0, 0.0]
+    assert output.grad.flatten()[3] != 0.0
+
+
+@pytest.mark.parametrize("kind", PIXEL_LOSSES)
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_batch_without_a_valid_pixel_costs_nothing(kind: type, fraction: float) -> None:
+    output = maps([1.0, 2.0]).requires_grad_()
+    loss = kind(fraction=fraction)(output, maps([NAN, NAN]))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert output.grad is not None
+    assert output.grad.tolist() == [[[[0.0, 0.0]]]]
+
+
+def test_trimming_keeps_the_smallest_share_of_each_sample() -> None:
+    # Sample 1: errors 1, 2, 3, 100 and two unknown -> half of four = 1, 2. Sample 2: 10, 20 -> 10.
+    output = maps([1.0, 2.0, 3.0, 100.0, 7.0, 7.0], [10.0, 20.0, 5.0, 5.0, 5.0, 5.0])
+    target = maps([0.0, 0.0, 0.0, 0.0, NAN, NAN], [0.0, 0.0, NAN, NAN, NAN, NAN])
+    loss = losses.MSELossWithIgnore(fraction=0.5)(output, target)
+    assert loss.item() == pytest.approx((1.0 + 4.0 + 100.0) / 3.0)
+
+
+def test_trimming_with_one_valid_pixel_keeps_it() -> None:
+    loss = losses.MSELossWithIgnore(fraction=0.1)(maps([3.0, 1.0]), maps([0.0, NAN]))
+    assert loss.item() == 9.0
+
+
+def test_cosine_loss_by_hand() -> None:
+    output = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    assert losses.CosineSimilarityLoss()(output, target).item() == pytest.approx((0 + 1 + 2) / 3)
+    half = losses.CosineSimilarityLoss(gamma=0.5)(output, target).item()
+    assert half == pytest.approx((0.0 + 1.0 + math.sqrt(2.0)) / 3, abs=2e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("vector", [[0.6, 0.8], [0.0, 0.0], [-0.6, -0.8]])
+def test_cosine_gradient_is_finite_everywhere(gamma: float, vector: list[float]) -> None:
+    output = torch.tensor([vector], requires_grad=True)
+    losses.CosineSimilarityLoss(gamma=gamma)(output, torch.tensor([[0.6, 0.8]])).backward()
+    assert output.grad is not None
+    assert torch.isfinite(output.grad).all()
+
+
+def test_perfect_direction_costs_nothing_at_any_gamma() -> None:
+    vector = torch.tensor([[0.6, 0.8]])
+    for gamma in (0.5, 1.0):
+        loss = losses.CosineSimilarityLoss(gamma=gamma)(vector, vector)
+        assert loss.item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_float32_under_autocast() -> None:
+    output = torch.full((1, 1, 8, 8), 300.0, dtype=torch.bfloat16)
+    target = torch.full((1, 1, 8, 8), 300.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = losses.MSELossWithIgnore()(output, target)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("path", LOSS_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(path: Path) -> None:
+    loss = losses.build_loss(OmegaConf.load(path))
+    agl = torch.rand(2, 1, 4, 4) * 50
+    direction = torch.nn.functional.normalize(torch.randn(2, 2))
+    truth = {"AGL_MASK": agl, "MAGNITUDE_MASK": agl * 0.5, "VFLOW_DIRECTION": direction}
+    batch = {f"TARGET_{name}": value.clone() for name, value in truth.items()}
+    batch[keys.TARGET_AGL_MASK][0, 0, :2] = NAN
+    right = loss({f"OUTPUT_{name}": value for name, value in truth.items()}, batch)
+    wrong = loss({f"OUTPUT_{name}": value + 0.3 for name, value in truth.items()}, batch)
+    assert set(right) == {"loss", *loss.prefixes}
+    assert right["loss"].item() == pytest.approx(0.0, abs=1e-5)
+    assert wrong["loss"].item() > 0.05
+
+
+def test_total_is_the_weighted_sum() -> None:
+    term = {"output_key": "o", "target_key": "t", "loss": {"_target_": "torch.nn.MSELoss"}}
+    loss = losses.build_loss(
+        {"losses": [{**term, "prefix": "a", "weight": 2}, {**term, "prefix": "b", "weight": 0.5}]}
+    )
+    result = loss({"o": torch.tensor([3.0])}, {"t": torch.tensor([1.0])})
+    assert {k: v.item() for k, v in result.items()} == {"loss": 10.0, "a": 4.0, "b": 4.0}
+
+
+def _term(**changes: object) -> dict[str, object]:
+    loss = {"_target_": "geopose.losses.HuberLossWithIgnore", "delta": 5}
+    return {"loss": loss, "prefix": "a", "target_key": "t", "output_key": "o", **changes}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"losses": [_term(loss={"_target_": "os.system", "command": "true"})]}, "os.system"),
+        ({"losses": [_term(loss={"_target_": "torch.nn.MSELoss", "delta": 1})]}, "delta"),
+        ({"losses": [_term(wieght=1)]}, "wieght"),
+        ({"losses": [_term(weight="much")]}, "much"),
+        ({"losses": [_term(), _term()]}, "prefix"),
+        ({"losses": [_term(prefix="loss")]}, "prefix"),
+        ({"losses": []}, "at least one"),
+        ({"losses": [_term()], "aggregation": "mean"}, "mean"),
+        ({"lossses": [_term()]}, "lossses"),
+        ({"losses": [_term(loss={"_target_": "geopose.losses.MSELossWithIgnore", "fraction": 0})]},
+         "fraction"),
+        ("huber", "huber"),
+    ],
+)  # fmt: skip
+def test_bad_configs_name_what_is_wrong(config: object, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        losses.build_loss(config)
