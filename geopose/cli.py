@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from geopose.errors import GeoposeError
 
+EXIT_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -17,7 +18,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program; `message` says what is wrong with the arguments."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_INPUT, f"error: {message} (see {self.prog} --help)\n")
 
 
 def one_line(message: object) -> str:

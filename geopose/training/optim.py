@@ -107,14 +107,19 @@ _SCHEDULES: dict[str, Callable[[Mapping[str, Any], float], Schedule]] = {
 
 
 def build_scheduler(
-    optimizer: Optimizer, cfg: Mapping[str, Any], total_steps: int, lr: float, mode: str
+    optimizer: Optimizer,
+    cfg: Mapping[str, Any],
+    progress: Callable[[int], float],
+    lr: float,
+    mode: str,
 ) -> LambdaLR | ReduceLROnPlateau:
     """The schedule named in `cfg`.
 
     Args:
         optimizer: what it drives; groups keep their ratio to each other.
         cfg: the scheduler block; rates in it are absolute.
-        total_steps: optimizer steps of the whole run: schedules are functions of the share done.
+        progress: share of the run that is done after a number of optimizer steps, 0..1: schedules
+            are functions of it.
         lr: the rate that the optimizer starts from (already multiplied by the processes).
         mode: `max` or `min`: what is better in the metric that `plateau` watches.
 
@@ -137,4 +142,4 @@ def build_scheduler(
     if name not in _SCHEDULES:
         raise InputError(f"scheduler.name={name}: unknown; one of {['plateau', *_SCHEDULES]}")
     factor = _SCHEDULES[name](cfg, lr)
-    return LambdaLR(optimizer, lambda step: factor(step / max(1, total_steps)))
+    return LambdaLR(optimizer, lambda step: factor(progress(step)))

@@ -1,0 +1,78 @@
+"""Training and validation loaders of a run: records -> folds -> samples -> batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from geopose.augment.build import build_augmentation
+from geopose.data.dataset import GeoposeDataset, worker_init_fn
+from geopose.data.folds import split_fold
+from geopose.data.layout import check_sizes, read_split, resolve_data_dir
+from geopose.distributed import ShardSampler, rank, world_size
+from geopose.errors import InputError
+from geopose.models.build import channel_order
+from geopose.training.resources import Resources
+
+FAST_IMAGES = 64
+
+
+def build_loaders(
+    cfg: Mapping[str, Any], resources: Resources, device: torch.device
+) -> dict[str, DataLoader]:
+    """`train` (augmented crops, sharded and shuffled) and `valid` (whole images, each once).
+
+    Args:
+        cfg: the whole config; `dataset`, `train`, `batch_size`, `seed` and the model's channel
+            order are used.
+        resources: worker processes of the loaders.
+        device: where batches will go.
+
+    Raises:
+        InputError: data directory, CSV files, sizes or folds are wrong, or a rank has no image to
+            validate on.
+    """
+    dataset, train = cfg["dataset"], cfg["train"]
+    records = read_split(resolve_data_dir(dataset["data_dir"]), "train")
+    check_sizes(records)
+    train_records, valid_records = split_fold(
+        records, dataset["fold"], dataset["fold_split"], dataset["num_folds"]
+    )
+    if train["fast"]:
+        train_records, valid_records = train_records[:FAST_IMAGES], valid_records[:FAST_IMAGES]
+    if len(valid_records) < world_size():
+        raise InputError(
+            f"{len(valid_records)} validation images for {world_size()} processes; use fewer "
+            "processes or a smaller dataset.num_folds"
+        )
+    order, downsample = channel_order(cfg["model"]), train["downsample"]
+    train_set = GeoposeDataset(
+        train_records,
+        order,
+        build_augmentation(train["augmentations"], train["crop_size"], downsample),
+        seed=cfg["seed"],
+        repeats=train["crops_per_image"],
+    )
+    whole = build_augmentation("none", None, downsample) if downsample > 1 else None
+    valid_set = GeoposeDataset(valid_records, order, whole)
+    common = {"worker_init_fn": worker_init_fn, "pin_memory": device.type == "cuda"}
+    sampler = DistributedSampler(train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"])
+    return {
+        "train": DataLoader(
+            train_set,
+            batch_size=cfg["batch_size"],
+            sampler=sampler,
+            drop_last=len(sampler) >= cfg["batch_size"],
+            num_workers=resources.train_workers,
+            persistent_workers=resources.train_workers > 0,
+            **common,
+        ),
+        "valid": DataLoader(
+            valid_set,
+            batch_size=train["loaders"]["valid"]["batch_size"],
+            sampler=ShardSampler(len(valid_set)),
+            num_workers=resources.valid_workers,
+            **common,
+        ),
+    }

@@ -1,0 +1,58 @@
+"""How many loader workers and CPU threads a training process takes, when the config says `auto`."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from geopose.errors import InputError
+
+AUTO = "auto"
+MAX_GPU_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Worker processes of each loader and threads of the network, for one training process."""
+
+    train_workers: int
+    valid_workers: int
+    threads: int
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (a container's share, not the whole machine)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _number(value: int | str, automatic: int, key: str, least: int) -> int:
+    if value == AUTO:
+        return automatic
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{key}={value}: a whole number from {least}, or auto")
+    return value
+
+
+def choose_resources(
+    train_workers: int | str,
+    valid_workers: int | str,
+    threads: int | str,
+    device: torch.device,
+    local_processes: int,
+) -> Resources:
+    """Resolves `auto`.
+
+    On a GPU the cores of this process's share decode images (at most 8 workers). On a CPU the
+    network needs the cores itself: one worker feeds it, and the threads are the cores of the
+    share, because a worker that prepares crops is idle most of the time.
+
+    Raises:
+        InputError: neither `auto` nor a number in range.
+    """
+    share = max(1, usable_cores() // max(1, local_processes))
+    workers = min(MAX_GPU_WORKERS, share) if device.type == "cuda" else min(1, share)
+    return Resources(
+        _number(train_workers, workers, "train.loaders.train.num_workers", 0),
+        _number(valid_workers, workers, "train.loaders.valid.num_workers", 0),
+        _number(threads, share, "train.threads", 1),
+    )
