@@ -9,13 +9,18 @@ from torch.utils.data import DataLoader, DistributedSampler
 from geopose.augment.build import build_augmentation
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.folds import split_fold
-from geopose.data.layout import check_sizes, read_split, resolve_data_dir
+from geopose.data.layout import ImageRecord, check_sizes, read_split, resolve_data_dir
 from geopose.distributed import ShardSampler, rank, world_size
 from geopose.errors import InputError
 from geopose.models.build import channel_order
 from geopose.training.resources import Resources
 
-FAST_IMAGES = 64
+FAST_IMAGES = 64  # what train.fast leaves of either part
+
+
+def _few(records: list[ImageRecord]) -> list[ImageRecord]:
+    """FAST_IMAGES of the records, spread over all of them and so over the cities."""
+    return records[:: max(1, len(records) // FAST_IMAGES)][:FAST_IMAGES]
 
 
 def build_loaders(
@@ -40,7 +45,7 @@ def build_loaders(
         records, dataset["fold"], dataset["fold_split"], dataset["num_folds"]
     )
     if train["fast"]:
-        train_records, valid_records = train_records[:FAST_IMAGES], valid_records[:FAST_IMAGES]
+        train_records, valid_records = _few(train_records), _few(valid_records)
     if len(valid_records) < world_size():
         raise InputError(
             f"{len(valid_records)} validation images for {world_size()} processes; use fewer "

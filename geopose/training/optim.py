@@ -4,9 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from geopose import torchvision_shim  # noqa: F401  # before timm
-
-from timm.optim import create_optimizer_v2, list_optimizers  # isort: skip
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau

@@ -1,0 +1,146 @@
+"""Optimizers and schedules do what their config says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from geopose.errors import InputError
+from geopose.training.optim import build_optimizer, build_scheduler
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STEPS = 1000
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 4)
+        self.head = nn.Linear(4, 1)
+
+
+def optimizer_config(option: str, **changes: object) -> dict:
+    base = OmegaConf.load(CONFIGS / "optimizer/base.yaml")
+    own = OmegaConf.load(CONFIGS / f"optimizer/{option}.yaml")
+    own.pop("defaults", None)
+    merged = OmegaConf.to_container(OmegaConf.merge(base, own))
+    assert isinstance(merged, dict)
+    return {**merged, **changes}
+
+
+def rates(name: str, lr: float = 1e-3) -> list[float]:
+    """The learning rate at every step of a run of STEPS steps."""
+    cfg = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"scheduler/{name}.yaml"))
+    assert isinstance(cfg, dict)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = build_scheduler(optimizer, cfg, lambda step: step / STEPS, lr, "max")
+    values = []
+    for _ in range(STEPS):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return [*values, optimizer.param_groups[0]["lr"]]
+
+
+OPTIMIZERS = sorted(p.stem for p in (CONFIGS / "optimizer").glob("*.yaml") if p.stem != "base")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_shipped_optimizer_lowers_a_loss(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = Net(), torch.randn(64, 3)
+    target = inputs.sum(dim=1, keepdim=True)
+    optimizer = build_optimizer(model, optimizer_config(name, lr=1e-2), processes=1)
+    losses = []
+    for _ in range(200):
+        loss = (model.head(model.encoder(inputs)) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_rates_grow_with_processes_and_shrink_for_the_encoder() -> None:
+    model = Net()
+    optimizer = build_optimizer(model, optimizer_config("adamw_finetune"), processes=4)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert rate[id(model.head.weight)] == pytest.approx(4e-4)
+    assert rate[id(model.encoder.weight)] == pytest.approx(4e-5)
+    assert decay[id(model.head.weight)] == pytest.approx(1e-5)
+    assert decay[id(model.head.bias)] == 0.0
+
+
+def test_fp32_adamw_decays_biases_too() -> None:
+    model = Net()
+    optimizer = build_optimizer(model, optimizer_config("adamw_fp32"), processes=1)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-6}
+
+
+def test_cosine_ends_at_its_minimum() -> None:
+    values = rates("cos")
+    assert values[0] == pytest.approx(1e-3)
+    assert values[500] == pytest.approx((1e-3 + 1e-5) / 2, rel=1e-3)
+    assert values[-1] == pytest.approx(1e-5)
+
+
+def test_flat_cosine_is_flat_for_a_quarter() -> None:
+    values = rates("flat_cos")
+    assert values[250] == pytest.approx(1e-3)
+    assert values[300] < 1e-3
+    assert values[-1] == pytest.approx(5e-6)
+
+
+def test_one_cycle_rises_holds_and_falls() -> None:
+    values = rates("1cycle")
+    assert values[0] == pytest.approx(5e-5)
+    assert values[250] == pytest.approx(1e-3)
+    assert values[600] == pytest.approx(1e-3)
+    assert values[-1] == pytest.approx(1e-5)
+
+
+def test_multistep_falls_five_times_at_each_milestone() -> None:
+    values = rates("multistep")
+    expected = {299: 1e-3, 301: 2e-4, 601: 4e-5, 801: 8e-6, 901: 1.6e-6}
+    for step, value in expected.items():
+        assert values[step] == pytest.approx(value)
+
+
+def test_simple_warms_up_and_steps_twice() -> None:
+    values = rates("simple")
+    assert values[0] < 1e-4
+    assert values[100] == pytest.approx(1e-3)
+    assert values[501] == pytest.approx(2e-4)
+    assert values[-1] == pytest.approx(4e-5)
+
+
+def test_disabled_never_moves() -> None:
+    assert set(rates("disabled")) == {1e-3}
+
+
+def test_plateau_halves_after_its_patience() -> None:
+    cfg = OmegaConf.to_container(OmegaConf.load(CONFIGS / "scheduler/plateau.yaml"))
+    assert isinstance(cfg, dict)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = build_scheduler(optimizer, cfg, lambda step: 0.0, 1e-3, "max")
+    for _ in range(22):
+        scheduler.step(0.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
+    for _ in range(500):
+        scheduler.step(0.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(6e-5)
+
+
+@pytest.mark.parametrize("changes", [{"name": "adamv"}, {"kwargs": {"epsilon": 1.0}}])
+def test_a_wrong_optimizer_block_is_named(changes: dict) -> None:
+    with pytest.raises(InputError, match="optimizer"):
+        build_optimizer(Net(), optimizer_config("adamw", **changes), processes=1)
+
+
+def test_an_unknown_schedule_is_named() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    with pytest.raises(InputError, match=r"scheduler\.name=cosine"):
+        build_scheduler(optimizer, {"name": "cosine"}, lambda step: 0.0, 1e-3, "max")
