@@ -41,7 +41,7 @@ _PNG_TYPES = {0: "1 channel", 2: "RGB", 3: "a palette", 4: "2 channels", 6: "4 c
 _TIFF_MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _NOT_AN_IMAGE = "not a PNG, JPEG 2000, TIFF or JPEG file; check the file"
-_HEADER_BYTES = 1 << 20
+_HEADER_BYTES = 1 << 16
 _MAKE_RGB = "make it an 8-bit RGB image with three channels"
 # imagecodecs raises RuntimeErrors; tifffile and Pillow raise whatever a broken field leads to.
 _DECODE_ERRORS = (

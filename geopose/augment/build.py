@@ -1,0 +1,113 @@
+"""Builds the augmentation of a level, as the configs name it: none to hard.
+
+In: level, crop size, downsample factor. Out: an `Augmentation`, which takes an image with heights,
+gsd, scale and angle and returns a crop of it with all five changed together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import albumentations as A
+import numpy as np
+from numpy.typing import NDArray
+
+from geopose.augment import photometric
+from geopose.augment.spatial import Sample, SpatialRange, apply_map, draw_map
+from geopose.errors import InputError
+
+
+@dataclass(frozen=True)
+class Level:
+    """Spatial range and colour changes of one level."""
+
+    spatial: SpatialRange
+    colours: Callable[[], list[A.BasicTransform]] = list
+
+
+_D4 = SpatialRange(symmetries=True)
+_LIGHT = SpatialRange(True, zoom=0.1, rotation_deg=22, sized_crop=0.9, probability=0.7)
+_HARD = SpatialRange(True, zoom=0.3, rotation_deg=45, sized_crop=0.9, probability=0.8)
+
+LEVELS: dict[str, Level] = {
+    "none": Level(SpatialRange()),
+    "d4_only": Level(_D4),
+    "safe": Level(_D4, photometric.safe),
+    "light": Level(_LIGHT, photometric.light),
+    "medium": Level(_LIGHT, photometric.medium),
+    "hard": Level(_HARD, photometric.hard),
+}
+
+
+class Augmentation:
+    """A random crop and change of one image, reproducible from a seed.
+
+    Args:
+        level: what may be drawn.
+        crop_size: side of the square crop in pixels; None = the whole image.
+        downsample: shrink the image by this factor before cropping.
+    """
+
+    def __init__(self, level: Level, crop_size: int | None, downsample: int) -> None:
+        self._spatial = level.spatial
+        self._crop_size = crop_size
+        self._downsample = downsample
+        transforms = level.colours()
+        self._colours = A.Compose(transforms) if transforms else None
+        self.set_seed(0)
+
+    def set_seed(self, seed: int) -> None:
+        """Makes the next calls follow from this number (0 to 2**32 - 1)."""
+        self._rng = np.random.default_rng(seed)
+        if self._colours is not None:
+            self._colours.set_random_seed(seed)
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        agl_m: NDArray[np.float32],
+        gsd_m: float,
+        scale_px_per_m: float,
+        angle_rad: float,
+    ) -> Sample:
+        """Crops and changes one image.
+
+        Args:
+            image: H x W x 3 uint8 RGB, of any size; smaller than the crop is padded.
+            agl_m: H x W heights in metres, NaN = unknown.
+            gsd_m: metres per pixel.
+            scale_px_per_m: flow of one metre of height.
+            angle_rad: flow direction.
+
+        Returns:
+            The same five after the change; the flow of a pixel is still AGL * scale.
+        """
+        sample = Sample(image, agl_m, gsd_m, scale_px_per_m, angle_rad)
+        pixel_map = draw_map(self._spatial, self._rng)
+        sample = apply_map(sample, pixel_map, self._crop_size, self._downsample)
+        if self._colours is None:
+            return sample
+        return sample._replace(image=self._colours(image=sample.image)["image"])
+
+
+def build_augmentation(
+    level: str, crop_size: int | None = None, downsample: int = 1
+) -> Augmentation:
+    """The augmentation of a level: none, d4_only, safe, light, medium or hard.
+
+    Args:
+        level: name of the level. Every level crops; none changes nothing else.
+        crop_size: side of the square crop in pixels of the (shrunk) image; None = no cropping.
+        downsample: whole number by which images are shrunk first.
+
+    Raises:
+        InputError: unknown level, or a size or factor that is not a positive whole number.
+    """
+    if level not in LEVELS:
+        raise InputError(f"augmentation level is {level!r}, expected {', '.join(LEVELS)}")
+    for name, value in (("crop_size", crop_size), ("downsample", downsample)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
+            raise InputError(f"{name} is {value!r}, expected a whole number from 1")
+    if downsample is None:
+        raise InputError("downsample is None, expected a whole number from 1")
+    return Augmentation(LEVELS[level], crop_size, downsample)

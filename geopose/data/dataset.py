@@ -1,0 +1,192 @@
+"""Turns records into samples: reads the files, augments, normalises.
+
+In: `ImageRecord`s. Out: dictionaries of tensors with the keys of `geopose.keys`, ready for torch's
+default collate. The augmentation of a sample follows from (seed, epoch, index) alone, so neither
+the number of loader workers nor the number of processes changes what is drawn, and a run resumed at
+an epoch goes on exactly as it would have.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from geopose import keys
+from geopose.augment.build import Augmentation
+from geopose.data.io import read_agl_m, read_rgb, read_vflow
+from geopose.data.layout import ImageRecord, check_same_size
+from geopose.errors import InputError
+from geopose.geometry import angle_to_vector
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CHANNEL_ORDERS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}
+
+_LOG = logging.getLogger(__name__)
+_warned_unconverted = False
+
+
+class SampleError(InputError):
+    """An InputError that stays one line when it comes out of a loader worker.
+
+    torch builds the error of a worker anew, with the worker's whole traceback as its message. The
+    last line of that holds the message proper.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def normalize_image(rgb: NDArray[np.uint8], channel_order: str) -> Tensor:
+    """The network's input of an image: `(x - 255 mean) / (255 std)`, channels in model order.
+
+    Args:
+        rgb: H x W x 3 uint8, channels R, G, B.
+        channel_order: "rgb" or "bgr", a property of the model. The mean and deviation are applied
+            to the first, second and third channel in either order, as the published models were
+            trained.
+
+    Returns:
+        3 x H x W float32 tensor.
+
+    Raises:
+        InputError: no such channel order.
+    """
+    if channel_order not in CHANNEL_ORDERS:
+        raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
+    planes = np.empty((3, *rgb.shape[:2]), dtype=np.float32)
+    statistics = zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    for plane, source, (mean, std) in zip(
+        planes, CHANNEL_ORDERS[channel_order], statistics, strict=True
+    ):
+        np.subtract(rgb[..., source], np.float32(255 * mean), out=plane)
+        plane *= np.float32(1 / (255 * std))
+    return torch.from_numpy(planes)
+
+
+class GeoposeDataset(Dataset[dict[str, Any]]):
+    """Samples of a list of images.
+
+    Args:
+        records: the images.
+        channel_order: "rgb" or "bgr", as the model wants it.
+        augmentation: from `build_augmentation`; None = whole images as they are.
+        has_targets: read heights and flow as well.
+        seed: of the augmentation.
+        repeats: how often each image is drawn in an epoch, each time augmented anew; the length is
+            `len(records) * repeats`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        channel_order: str,
+        augmentation: Augmentation | None = None,
+        has_targets: bool = True,
+        seed: int = 0,
+        repeats: int = 1,
+    ) -> None:
+        if channel_order not in CHANNEL_ORDERS:
+            raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
+        if augmentation is not None and not has_targets:
+            raise ValueError("an augmentation changes scale and gsd: it needs the targets")
+        self.records = list(records)
+        self.channel_order = channel_order
+        self.augmentation = augmentation
+        self.has_targets = has_targets
+        self.seed = seed
+        self.repeats = repeats
+        # In shared memory, so that loader workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        _warn_unconverted(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records) * self.repeats
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's augmentations; call it before iterating over the loader."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return self._sample(index)
+        except SampleError:
+            raise
+        except InputError as error:
+            raise SampleError(str(error)) from error
+
+    def _sample(self, index: int) -> dict[str, Any]:
+        record = self.records[index % len(self.records)]
+        rgb = read_rgb(record.rgb_file())
+        gsd_m = record.gsd_m
+        targets: dict[str, Tensor] = {}
+        if self.has_targets:
+            if record.agl is None or record.vflow is None:
+                raise InputError(f"{record.where}: there are no heights and flow to learn from")
+            agl_m = read_agl_m(record.agl)
+            check_same_size(record, rgb.shape, agl_m.shape)
+            scale_px_per_m, angle_rad = read_vflow(record.vflow)
+            if self.augmentation is not None:
+                self.augmentation.set_seed(self._sample_seed(index))
+                rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = self.augmentation(
+                    rgb, agl_m, gsd_m, scale_px_per_m, angle_rad
+                )
+            targets = _target_tensors(agl_m, scale_px_per_m, angle_rad)
+        return {
+            keys.INPUT_IMAGE_KEY: normalize_image(rgb, self.channel_order),
+            keys.INPUT_IMAGE_ID_KEY: record.image_id,
+            keys.INPUT_INDEX_KEY: index % len(self.records),
+            keys.INPUT_CITY_NAME: record.city,
+            keys.INPUT_GROUND_SAMPLE_DISTANCE: _scalar(gsd_m),
+            **targets,
+        }
+
+    def _sample_seed(self, index: int) -> int:
+        sequence = np.random.SeedSequence([self.seed, int(self._epoch), index])
+        return int(sequence.generate_state(1)[0])
+
+
+def worker_init_fn(worker_id: int) -> None:
+    """For DataLoader: one thread for each worker, OpenCV's pool would fight with the others'."""
+    del worker_id  # nothing is seeded here: samples carry their own seeds
+    cv2.setNumThreads(0)
+
+
+def _target_tensors(
+    agl_m: NDArray[np.float32], scale_px_per_m: float, angle_rad: float
+) -> dict[str, Tensor]:
+    agl = torch.from_numpy(np.ascontiguousarray(agl_m, dtype=np.float32))[None]
+    direction = angle_to_vector(np.float64(angle_rad))
+    return {
+        keys.TARGET_AGL_MASK: agl,
+        keys.TARGET_MAGNITUDE_MASK: agl * scale_px_per_m,
+        keys.TARGET_VFLOW_SCALE: _scalar(scale_px_per_m),
+        keys.TARGET_VFLOW_ANGLE: _scalar(angle_rad),
+        keys.TARGET_VFLOW_DIRECTION: torch.tensor(direction, dtype=torch.float32),
+    }
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float32)
+
+
+def _warn_unconverted(records: Sequence[ImageRecord]) -> None:
+    """One warning for each process when images will be decoded from JPEG 2000."""
+    global _warned_unconverted
+    count = sum(record.rgb_file().suffix.lower() in (".j2k", ".jp2") for record in records)
+    if count and not _warned_unconverted:
+        _warned_unconverted = True
+        _LOG.warning(
+            "%d of %d images are read from .j2k, several times slower than PNG; "
+            "run convert_j2k.py once",
+            count,
+            len(records),
+        )
