@@ -1,0 +1,1 @@
+"""Procedural SYNTHETIC oblique cities with exact height and vertical flow."""
