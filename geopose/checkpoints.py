@@ -28,7 +28,7 @@ import geopose
 from geopose.data.io import atomic_path
 from geopose.errors import InputError, RunError
 from geopose.models.build import build_model, channel_order
-from geopose.models.legacy import published_to_current
+from geopose.models.legacy import rename_state_dict
 
 LABELS_CONVERTED = "converted"
 MAX_NAMED = 5  # parameters named in one error line
@@ -143,7 +143,10 @@ def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     path = Path(path)
     _require_keys(payload, path, RunError)
     with atomic_path(path) as temporary:
-        torch.save({**describe_environment(), **payload}, temporary)
+        try:
+            torch.save({**describe_environment(), **payload}, temporary)
+        except RuntimeError as error:  # of torch's file writer
+            raise RunError(f"cannot write {path}: {_first_sentence(error)}") from error
         with torch.serialization.safe_globals(_ALLOWED):
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
         if refused:
@@ -205,12 +208,12 @@ def _require_keys(payload: Any, path: Path, error: type[InputError] | type[RunEr
         raise error(f"{path}: no checkpoint_data.config.model in it, so the network is unknown")
 
 
-def current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The same weights under today's parameter names; published names are mapped, each once."""
-    renamed = {published_to_current(name): tensor for name, tensor in weights.items()}
-    if len(renamed) != len(weights):
-        raise InputError(f"{source}: holds parameters under both an old and a new name")
-    return renamed
+def _current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The same weights under today's parameter names."""
+    try:
+        return rename_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def load_weights_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
@@ -262,7 +265,7 @@ def average_checkpoints(payloads: Sequence[Mapping[str, Any]], source: str) -> d
     total: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     for payload in payloads:
-        weights = current_names(payload["model_state_dict"], source)
+        weights = _current_names(payload["model_state_dict"], source)
         if not total:
             dtypes = {name: tensor.dtype for name, tensor in weights.items()}
         elif set(weights) != set(total):
@@ -310,7 +313,7 @@ def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
     except InputError as error:
         raise InputError(f"{files[0]}: {error}") from error
     if len(payloads) == 1:
-        weights = current_names(payloads[0]["model_state_dict"], str(files[0]))
+        weights = _current_names(payloads[0]["model_state_dict"], str(files[0]))
     else:
         weights = average_checkpoints(payloads, source)
     load_weights_strict(model, weights, str(files[0]) if len(files) == 1 else source)

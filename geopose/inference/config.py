@@ -1,0 +1,175 @@
+"""Reads and checks inference configs: YAML and `key=value` arguments in, plain values out."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from geopose.checkpoints import resolve_checkpoint
+from geopose.errors import InputError
+from geopose.inference.ensemble import TTA_PER_MODEL, check_tta_order
+from geopose.inference.tta import Tta
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+_SECTIONS: dict[str, set[str]] = {
+    "": {"ensemble", "inference", "submission_dir"},
+    "ensemble": {"tta", "tta_mode", "models"},
+    "inference": {"batch_size", "num_workers", "fp16"},
+}
+_MODEL_KEYS = {"checkpoint", "average_checkpoints", "downsample"}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of an ensemble.
+
+    Attributes:
+        files: one checkpoint, or several whose weights are averaged.
+        downsample: reduction of the images; None = as the checkpoint says.
+    """
+
+    files: tuple[Path, ...]
+    downsample: int | None = None
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """One inference run, checked: every checkpoint file exists, every name is known."""
+
+    source: Path
+    models: tuple[ModelEntry, ...]
+    submission_dir: Path
+    tta: str | None = None
+    tta_mode: str = TTA_PER_MODEL
+    batch_size: int = 1
+    num_workers: int = 2
+    fp16: bool = False
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Tells config files from `key=value` overrides among a command's arguments."""
+    overrides = [text for text in arguments if _OVERRIDE.match(text)]
+    files = [Path(text) for text in arguments if not _OVERRIDE.match(text)]
+    if not files:
+        raise InputError("no config file given; name one, such as configs/inference/NAME.yaml")
+    return files, overrides
+
+
+def load_configs(files: Sequence[Path], overrides: Sequence[str]) -> list[InferenceConfig]:
+    """Reads several configs; all are checked before the first one runs.
+
+    Raises:
+        InputError: as for `load_config`, or two of them write to the same folder.
+    """
+    configs = [load_config(file, overrides) for file in files]
+    folders = [config.submission_dir.resolve() for config in configs]
+    for index, folder in enumerate(folders):
+        if folder in folders[:index]:
+            raise InputError(f"{files[index]}: submission_dir {folder} is used by another config")
+    return configs
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
+    """Reads one YAML file, applies `key=value` overrides and checks everything in it.
+
+    Args:
+        path: the YAML file.
+        overrides: such as `ensemble.tta=null` or `submission_dir=out`; they win over the file.
+
+    Raises:
+        InputError: missing or unreadable file, unknown key, wrong value, missing checkpoint.
+    """
+    raw = _read(path, overrides)
+    sections = {name: _section(raw, name, path) for name in _SECTIONS}
+    ensemble, inference = sections["ensemble"], sections["inference"]
+    models = ensemble.get("models")
+    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        raise InputError(f"{path}: ensemble.models must list at least one checkpoint")
+    tta_mode = ensemble.get("tta_mode", TTA_PER_MODEL)
+    tta = ensemble.get("tta")
+    try:
+        check_tta_order(tta_mode)
+        Tta.from_name(tta)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    submission_dir = raw.get("submission_dir")
+    if submission_dir in (None, ""):
+        raise InputError(f"{path}: submission_dir is not set; give a folder for the predictions")
+    fp16 = inference.get("fp16", False)
+    if not isinstance(fp16, bool):
+        raise InputError(f"{path}: inference.fp16 is {fp16!r}, use true or false")
+    return InferenceConfig(
+        source=path,
+        models=tuple(_model_entry(entry, path) for entry in models),
+        submission_dir=Path(str(submission_dir)).expanduser(),
+        tta=tta,
+        tta_mode=tta_mode,
+        batch_size=_whole(inference, "batch_size", 1, 1, path),
+        num_workers=_whole(inference, "num_workers", 2, 0, path),
+        fp16=fp16,
+    )
+
+
+def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file")
+    try:
+        loaded = OmegaConf.load(path)
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        raw = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a readable config: {error}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: must hold keys {', '.join(sorted(_SECTIONS['']))}")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _section(raw: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+    """One level of the config, with nothing in it that nobody reads."""
+    section = raw if not name else raw.get(name)
+    section = {} if section is None else section
+    if not isinstance(section, Mapping):
+        raise InputError(f"{path}: {name} must hold keys {', '.join(sorted(_SECTIONS[name]))}")
+    unknown = [key for key in section if key not in _SECTIONS[name]]
+    if unknown:
+        prefix = f"{name}." if name else ""
+        raise InputError(
+            f"{path}: unknown key {prefix}{unknown[0]}; allowed: "
+            f"{', '.join(prefix + key for key in sorted(_SECTIONS[name]))}"
+        )
+    return section
+
+
+def _whole(section: Mapping[str, Any], key: str, default: int, least: int, path: Path) -> int:
+    value = section.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{path}: {key} is {value!r}, must be a whole number, {least} or more")
+    return value
+
+
+def _model_entry(entry: Any, path: Path) -> ModelEntry:
+    """A path or URL, or a mapping with `checkpoint` or `average_checkpoints`."""
+    if isinstance(entry, str) and entry:
+        return ModelEntry((resolve_checkpoint(entry),))
+    if not isinstance(entry, Mapping) or not set(entry) <= _MODEL_KEYS:
+        raise InputError(
+            f"{path}: {entry!r} in ensemble.models: give a path, a URL, or a mapping with "
+            f"{', '.join(sorted(_MODEL_KEYS))}"
+        )
+    single, several = entry.get("checkpoint"), entry.get("average_checkpoints")
+    if (single is None) == (several is None):
+        raise InputError(
+            f"{path}: a model needs either checkpoint or average_checkpoints, got {dict(entry)}"
+        )
+    names = [single] if several is None else several
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise InputError(f"{path}: checkpoints must be paths or URLs, got {names!r}")
+    downsample = None
+    if entry.get("downsample") is not None:
+        downsample = _whole(entry, "downsample", 1, 1, path)
+    return ModelEntry(tuple(resolve_checkpoint(name) for name in names), downsample)

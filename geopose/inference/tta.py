@@ -1,0 +1,203 @@
+"""Test-time augmentation: an image batch and a predictor in, the mean prediction of its views out.
+
+A view moves the image by a symmetry of the square or zooms it; its prediction is moved back before
+averaging. Maps are moved by the inverse symmetry, scale does not change under symmetries, and the
+direction is a unit vector moved as any image vector and averaged as a vector, never as an angle.
+Views are computed one after another and summed at once, so memory does not grow with their number.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from geopose import keys
+from geopose.errors import InputError
+from geopose.geometry import SYMMETRIES, SYMMETRY, Symmetry, vector_to_angle
+
+GMEAN = "-gmean"
+ZOOM_STEP_PX = 256  # `ms`: the longer side becomes this much shorter and longer
+SMALLEST_ZOOM = 0.5  # an image shorter than twice the step is halved at most
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model, its views or an ensemble say about a batch of N images.
+
+    Attributes:
+        agl_m: height above ground, N x 1 x H x W.
+        magnitude_px: flow length as predicted per pixel, N x 1 x H x W.
+        scale_px_per_m: N x 1.
+        direction: (sin a, cos a) times any positive length, N x 2.
+    """
+
+    agl_m: Tensor
+    magnitude_px: Tensor
+    scale_px_per_m: Tensor
+    direction: Tensor
+
+    @staticmethod
+    def from_output(output: Mapping[str, Tensor]) -> "Prediction":
+        """From a network's output fields, in float32."""
+        return Prediction(
+            output[keys.OUTPUT_AGL_MASK].float(),
+            output[keys.OUTPUT_MAGNITUDE_MASK].float(),
+            output[keys.OUTPUT_VFLOW_SCALE].float(),
+            output[keys.OUTPUT_VFLOW_DIRECTION].float(),
+        )
+
+    @property
+    def angle_rad(self) -> Tensor:
+        """Flow direction in [0, 2 pi), N x 1."""
+        return vector_to_angle(self.direction).unsqueeze(-1)
+
+
+# (image N x 3 x H x W, gsd_m N x 1) -> prediction of the same size
+Predictor = Callable[[Tensor, Tensor], Prediction]
+
+
+class PredictionMean:
+    """Running mean: heights, magnitudes and scales as they are, directions as unit vectors.
+
+    With `geometric_agl` heights are averaged by their logarithm (one view that sees ground, height
+    0, makes it ground); everything else stays arithmetic.
+    """
+
+    def __init__(self, geometric_agl: bool = False) -> None:
+        self._geometric = geometric_agl
+        self._sum: Prediction | None = None
+        self._count = 0
+
+    def add(self, prediction: Prediction) -> None:
+        """Adds one prediction; its direction counts with length 1."""
+        agl_m = torch.log(prediction.agl_m) if self._geometric else prediction.agl_m
+        unit = F.normalize(prediction.direction, dim=-1)
+        self._count += 1
+        if self._sum is None:
+            # Copies: a model may return a view of memory that it uses again.
+            self._sum = Prediction(
+                agl_m.clone(), prediction.magnitude_px.clone(),
+                prediction.scale_px_per_m.clone(), unit,
+            )  # fmt: skip
+            return
+        self._sum.agl_m.add_(agl_m)
+        self._sum.magnitude_px.add_(prediction.magnitude_px)
+        self._sum.scale_px_per_m.add_(prediction.scale_px_per_m)
+        self._sum.direction.add_(unit)
+
+    def result(self) -> Prediction:
+        """The mean; its direction is the mean vector, not normalised."""
+        if self._sum is None:
+            raise ValueError("mean of no predictions")
+        agl_m = self._sum.agl_m / self._count
+        return Prediction(
+            torch.exp(agl_m) if self._geometric else agl_m,
+            self._sum.magnitude_px / self._count,
+            self._sum.scale_px_per_m / self._count,
+            self._sum.direction / self._count,
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """One way of looking at the image: a symmetry, and a change of the longer side in pixels."""
+
+    symmetry: Symmetry = SYMMETRY["identity"]
+    step_px: int = 0
+
+    def predict(self, predictor: Predictor, image: Tensor, gsd_m: Tensor) -> Prediction:
+        """Prediction of this view, moved back to the image as given."""
+        moved = self.symmetry.apply_torch(image).contiguous()
+        prediction = _predict_zoomed(predictor, moved, gsd_m, self.step_px)
+        back = self.symmetry.inverse
+        return Prediction(
+            back.apply_torch(prediction.agl_m),
+            back.apply_torch(prediction.magnitude_px),
+            prediction.scale_px_per_m,
+            back.map_vectors(F.normalize(prediction.direction, dim=-1)),
+        )
+
+
+def _predict_zoomed(predictor: Predictor, image: Tensor, gsd_m: Tensor, step_px: int) -> Prediction:
+    """Runs at another size and brings the answer back: gsd / s going in, pixels / s coming out."""
+    if step_px == 0:
+        return predictor(image, gsd_m)
+    height, width = image.shape[-2:]
+    longer = max(height, width)
+    wanted = max(SMALLEST_ZOOM, (longer + step_px) / longer)
+    size = (max(1, round(height * wanted)), max(1, round(width * wanted)))
+    zoom = (size[0] * size[1] / (height * width)) ** 0.5  # what rounding to whole pixels left
+    prediction = predictor(_resize(image.float(), size), gsd_m / zoom)
+    return Prediction(
+        _resize(prediction.agl_m, (height, width)),
+        _resize(prediction.magnitude_px, (height, width)) / zoom,
+        prediction.scale_px_per_m / zoom,
+        prediction.direction,
+    )
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with pixel areas aligned, both ways, so that resizing and back does not shift."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _views(names: tuple[str, ...]) -> tuple[View, ...]:
+    return tuple(View(SYMMETRY[name]) for name in names)
+
+
+_MS = (0, -ZOOM_STEP_PX, ZOOM_STEP_PX)
+_VIEWS: dict[str | None, tuple[View, ...]] = {
+    None: (View(),),
+    "fliplr": _views(("identity", "fliplr")),
+    "flips": _views(("identity", "fliplr", "flipud")),
+    "d2": _views(("identity", "fliplr", "flipud", "rot180")),
+    "d4": tuple(View(symmetry) for symmetry in SYMMETRIES),
+    "ms": tuple(View(step_px=step) for step in _MS),
+    "d4-ms": tuple(View(symmetry, step) for step in _MS for symmetry in SYMMETRIES),
+}
+TTA_MODES = tuple(_VIEWS)
+
+
+@dataclass(frozen=True)
+class Tta:
+    """The mean over the views of one mode.
+
+    Attributes:
+        views: what is averaged.
+        geometric_agl: heights by geometric instead of arithmetic mean.
+    """
+
+    views: tuple[View, ...]
+    geometric_agl: bool = False
+
+    @staticmethod
+    def from_name(name: str | None) -> "Tta":
+        """The mode of an inference config, such as None, "d4" or "d4-gmean".
+
+        Raises:
+            InputError: unknown name.
+        """
+        base = name.removesuffix(GMEAN) if isinstance(name, str) else name
+        geometric = base != name
+        if not isinstance(base, str | None) or base not in _VIEWS or (geometric and base is None):
+            known = ", ".join("null" if mode is None else mode for mode in TTA_MODES)
+            raise InputError(
+                f"ensemble.tta: unknown mode {name!r}, use one of {known} "
+                f"(with {GMEAN} added: geometric mean of heights)"
+            )
+        return Tta(_VIEWS[base], geometric)
+
+    def __call__(self, predictor: Predictor, image: Tensor, gsd_m: Tensor) -> Prediction:
+        """Mean prediction for a batch.
+
+        Args:
+            predictor: answers for one view at a time.
+            image: N x 3 x H x W, any size and type that the predictor takes.
+            gsd_m: N x 1, metres per pixel.
+        """
+        mean = PredictionMean(self.geometric_agl)
+        for view in self.views:
+            mean.add(view.predict(predictor, image, gsd_m))
+        return mean.result()

@@ -1,0 +1,1 @@
+"""What predictions become: challenge files, archives, pictures."""
