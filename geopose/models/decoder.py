@@ -1,0 +1,77 @@
+"""The U-Net decoder: encoder maps in (fine to coarse), decoder maps out (fine to coarse)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytorch_toolbelt.modules.decoders.unet import UNetDecoder
+from pytorch_toolbelt.modules.interfaces import FeatureMapsSpecification
+from torch import nn
+
+from geopose.construct import as_mapping, check_keys
+from geopose.errors import InputError
+from geopose.models import blocks
+
+BLOCK_TYPES: dict[str, type[nn.Module]] = {
+    "unet": blocks.UnetBlock,
+    "residual_unet": blocks.ResidualUnetBlock,
+    "ir_unet": blocks.InvertedUnetBlock,
+    "dense_unet": blocks.DenseUnetBlock,
+}
+UPSAMPLES: dict[str, type[nn.Module]] = {
+    "bilinear": blocks.BilinearUpsample,
+    "nearest": blocks.NearestUpsample,
+    "rdtsc": blocks.ResidualDeconvolution,
+}
+
+
+def _choice(name: Any, options: Mapping[str, type[nn.Module]], where: str) -> type[nn.Module]:
+    if name not in options:
+        raise InputError(f"{where}: unknown value {name!r} (known: {', '.join(sorted(options))})")
+    return options[name]
+
+
+def build_decoder(
+    config: Any, encoder_channels: Sequence[int], encoder_strides: Sequence[int]
+) -> UNetDecoder:
+    """The decoder that a `model.decoder` mapping describes.
+
+    Args:
+        config: `{block_type: unet, upsample: bilinear, channels: [fine, ..., coarse],
+            activation: silu}`; `channels` has one entry less than the encoder has maps.
+        encoder_channels: of the encoder's maps, fine to coarse.
+        encoder_strides: likewise.
+
+    Returns:
+        A module that takes and returns lists of maps, fine to coarse. From the coarsest map on:
+        upsample, concatenate [upsampled, skip], block; `blocks.0` is the coarsest.
+
+    Raises:
+        InputError: unknown key or value, wrong number of channels.
+    """
+    config = as_mapping(config, "model.decoder")
+    allowed = {"block_type", "upsample", "channels", "activation"}
+    check_keys(config, allowed, {"channels"}, "model.decoder")
+    channels = config["channels"]
+    wanted = len(encoder_channels) - 1
+    if not isinstance(channels, list) or not all(isinstance(c, int) and c > 0 for c in channels):
+        raise InputError(f"model.decoder.channels: expected positive integers, got {channels!r}")
+    if len(channels) != wanted:
+        raise InputError(
+            f"model.decoder.channels: {len(channels)} given, the encoder's "
+            f"{len(encoder_channels)} maps need {wanted} (fine to coarse)"
+        )
+    activation = config.get("activation", "silu")
+    try:
+        return UNetDecoder(
+            FeatureMapsSpecification(tuple(encoder_channels), tuple(encoder_strides)),
+            out_channels=channels,
+            block_type=_choice(
+                config.get("block_type", "unet"), BLOCK_TYPES, "model.decoder.block_type"
+            ),
+            upsample_block=_choice(
+                config.get("upsample", "bilinear"), UPSAMPLES, "model.decoder.upsample"
+            ),
+            block_kwargs={"activation": activation},
+        )
+    except ValueError as error:
+        raise InputError(f"model.decoder: {error}") from error

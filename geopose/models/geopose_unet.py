@@ -1,0 +1,142 @@
+"""The network: normalised image and gsd in; height, magnitude, scale and direction out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geopose import keys
+from geopose.construct import as_mapping, check_keys, construct
+from geopose.errors import InputError
+from geopose.geometry import vector_to_angle
+from geopose.models.blocks import resize
+from geopose.models.decoder import build_decoder
+from geopose.models.encoders import ENCODERS
+from geopose.models.heads import AGL_HEADS, ORIENTATION_HEADS
+
+_PARTS = {"encoder", "decoder", "agl_head", "orientation_head"}
+_LABELS = {"slug", "channel_order"}  # of the config, for others to read; they do not build anything
+
+
+def least_squares_scale(height_m: Tensor, magnitude_px: Tensor) -> Tensor:
+    """Pixels per metre, N x 1, that best explain N x 1 x H x W magnitudes by heights.
+
+    `sum(h m) / (sum(h h) + 0.01)`, always in float32: the sums of millions of pixels do not fit in
+    16 bits, and autocast leaves products and sums in the type of their inputs.
+    """
+    height, magnitude = height_m.float(), magnitude_px.float()
+    product = (height * magnitude).sum(dim=(2, 3))
+    return product / (height.square().sum(dim=(2, 3)) + 0.01)
+
+
+class GeoposeUNetModel(nn.Module):
+    """U-Net with a height and an orientation head, for images of any size.
+
+    Args:
+        encoder: image -> maps, fine to coarse; with `channels` and `strides`.
+        decoder: encoder maps -> decoder maps, fine to coarse.
+        agl_head: (decoder maps, gsd) -> (height, magnitude or None).
+        orientation_head: encoder maps -> (direction, scale or None).
+
+    Attributes:
+        stride: images are padded to multiples of it, at the right and the bottom.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        agl_head: nn.Module,
+        orientation_head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.agl_head = agl_head
+        self.orientation_head = orientation_head
+        self.stride = int(max(encoder.strides))  # type: ignore[arg-type, type-var]
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any] | None = None, **keywords: Any
+    ) -> "GeoposeUNetModel":
+        """Builds the network from the `model` node of a training configuration.
+
+        Args:
+            config: mapping with encoder, decoder, agl_head and orientation_head (and optionally
+                slug and channel_order); or
+            keywords: the same as keywords.
+
+        Raises:
+            InputError: constructor that is not allowed, unknown or missing key, impossible value.
+        """
+        parts = {**(as_mapping(config, "model") if config is not None else {}), **keywords}
+        check_keys(parts, _PARTS | _LABELS, _PARTS, "model")
+        encoder = construct(parts["encoder"], ENCODERS, "model.encoder")
+        decoder = build_decoder(parts["decoder"], encoder.channels, encoder.strides)
+        maps = decoder.output_spec
+        agl_head = construct(
+            parts["agl_head"],
+            AGL_HEADS,
+            "model.agl_head",
+            channels=list(maps.channels),
+            strides=list(maps.strides),
+        )
+        orientation_head = construct(
+            parts["orientation_head"],
+            ORIENTATION_HEADS,
+            "model.orientation_head",
+            channels=list(encoder.channels),
+        )
+        if (
+            not getattr(agl_head, "predicts_magnitude", True)
+            and not orientation_head.predicts_scale
+        ):
+            raise InputError(
+                "model.agl_head: a head without magnitude needs an orientation_head that predicts "
+                "the scale (BasicOrientationScaleHead)"
+            )
+        return cls(encoder, decoder, agl_head, orientation_head)
+
+    def forward(self, image: Tensor, gsd: Tensor) -> dict[str, Tensor]:
+        """Predicts the pose of every image.
+
+        Args:
+            image: N x 3 x H x W, normalised, in the model's channel order; any H and W.
+            gsd: N x 1, metres per pixel.
+
+        Returns:
+            OUTPUT_AGL_MASK (metres) and OUTPUT_MAGNITUDE_MASK (pixels), N x 1 x H x W, >= 0;
+            OUTPUT_VFLOW_SCALE (pixels per metre) and OUTPUT_VFLOW_ANGLE (radians in [0, 2 pi)),
+            N x 1; OUTPUT_VFLOW_DIRECTION (sin a, cos a), N x 2, not normalised. All float32.
+        """
+        height, width = image.shape[-2:]
+        padding = (0, -width % self.stride, 0, -height % self.stride)
+        if padding != (0, 0, 0, 0):
+            image = F.pad(image, padding, mode="replicate")
+        encoded = self.encoder(image)
+        agl, magnitude = self.agl_head(self.decoder(encoded), gsd)
+        direction, scale = self.orientation_head(encoded)
+        agl = self._to_image(agl, image.shape[-2:])[..., :height, :width]
+        if magnitude is not None:
+            magnitude = self._to_image(magnitude, image.shape[-2:])[..., :height, :width]
+        if scale is None:
+            scale = least_squares_scale(agl, magnitude)
+        if magnitude is None:
+            magnitude = agl * scale[:, :, None, None]
+        direction = direction.float()
+        return {
+            keys.OUTPUT_AGL_MASK: agl,
+            keys.OUTPUT_MAGNITUDE_MASK: magnitude,
+            keys.OUTPUT_VFLOW_SCALE: scale,
+            keys.OUTPUT_VFLOW_ANGLE: vector_to_angle(direction)[:, None],
+            keys.OUTPUT_VFLOW_DIRECTION: direction,
+        }
+
+    @staticmethod
+    def _to_image(x: Tensor, size: torch.Size) -> Tensor:
+        """A head's map at the (padded) image's resolution, float32."""
+        x = x.float()
+        return x if x.shape[-2:] == size else resize(x, size)

@@ -1,0 +1,268 @@
+"""Heads: feature maps and gsd in; height (m), magnitude (px), direction and scale out.
+
+Height heads return maps at `stride` pixels a cell, both ReLU-positive; orientation heads return one
+vector (sin a, cos a) (any length) an image, and the dense ones with a scale also pixels per metre.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from geopose.models.blocks import ResidualDeconvolution, activation_layer, conv3x3, resize
+
+_START_BIAS = 1.0  # keeps the last ReLU alive at the start of training: a dead one never learns
+
+
+def with_gsd(x: Tensor, gsd_m: Tensor) -> Tensor:
+    """Appends gsd (N x 1) as a constant plane, the last channel: N x C -> N x (C + 1)."""
+    plane = gsd_m.to(x.dtype)[:, :, None, None].expand(-1, -1, x.shape[-2], x.shape[-1])
+    return torch.cat([x, plane], dim=1)
+
+
+def _last_conv(in_channels: int) -> nn.Conv2d:
+    conv = conv3x3(in_channels, 1)
+    nn.init.constant_(conv.bias, _START_BIAS)  # type: ignore[arg-type]
+    return conv
+
+
+class _UpsampledBranch(nn.Module):
+    """One map of SimpleAGLHead: upsample once, then three 3x3 convolutions and a ReLU."""
+
+    def __init__(self, channels: int, embedding_size: int, activation: str, uses_gsd: bool) -> None:
+        super().__init__()
+        self.uses_gsd = uses_gsd
+        self.up = nn.Sequential(
+            nn.Conv2d(channels, channels, kernel_size=1), ResidualDeconvolution(channels)
+        )
+        self.conv1 = conv3x3(channels // 4, embedding_size)
+        self.act1 = activation_layer(activation)
+        self.conv2 = conv3x3(embedding_size + int(uses_gsd), embedding_size)
+        self.act2 = activation_layer(activation)
+        self.conv3 = _last_conv(embedding_size)
+
+    def forward(self, x: Tensor, gsd_m: Tensor) -> Tensor:
+        """N x C x H x W -> N x 1 x 2H x 2W."""
+        x = self.act1(self.conv1(self.up(x)))
+        x = self.act2(self.conv2(with_gsd(x, gsd_m) if self.uses_gsd else x))
+        return F.relu(self.conv3(x))
+
+
+class SimpleAGLHead(nn.Module):
+    """Two separate branches on the finest decoder map, each upsampled once (published b7_unet).
+
+    Args:
+        channels: of the decoder's maps, fine to coarse. strides: likewise.
+        embedding_size: channels of the branches.
+        dropout_rate: of whole channels, before both branches.
+        activation: between the convolutions.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        embedding_size: int = 128,
+        dropout_rate: float = 0.0,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout_rate)
+        self.height = _UpsampledBranch(channels[0], embedding_size, activation, uses_gsd=True)
+        self.magnitude = _UpsampledBranch(channels[0], embedding_size, activation, uses_gsd=False)
+
+    def forward(self, maps: list[Tensor], gsd_m: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(height, magnitude), N x 1 maps at half the finest decoder map's stride."""
+        x = self.dropout(maps[0])
+        return self.height(x, gsd_m), self.magnitude(x, gsd_m)
+
+
+def _upsample_stages(channels: int, count: int, activation: str) -> tuple[nn.Sequential, int]:
+    """`count` times (1x1, residual deconvolution, 3x3, BN, activation), and the channels left."""
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        layers += [nn.Conv2d(channels, channels, kernel_size=1), ResidualDeconvolution(channels)]
+        channels //= 4
+        layers += [conv3x3(channels, channels, bias=False), nn.BatchNorm2d(channels)]
+        layers.append(activation_layer(activation))
+    return nn.Sequential(*layers), channels
+
+
+class AGLHead(nn.Module):
+    """Shared upsampling of the finest decoder map, then a small branch each (published b6).
+
+    Args:
+        channels: of the decoder's maps, fine to coarse. strides: likewise.
+        num_upsample_blocks: doublings, each with a quarter of the channels.
+        embedding_size: channels between the two convolutions of a branch; None = as many as arrive.
+        dropout_rate: of whole channels, before the upsampling.
+        activation: after every convolution but the last.
+        output_gain: factor on both outputs. Heights are tens of metres where networks start near
+            1: a factor of about 10 spares a short training the climb.
+    """
+
+    predicts_magnitude = True
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_upsample_blocks: int = 1,
+        embedding_size: int | None = None,
+        dropout_rate: float = 0.0,
+        activation: str = "silu",
+        output_gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.output_gain = output_gain
+        self.dropout = nn.Dropout2d(dropout_rate)
+        self.upsample, width = _upsample_stages(channels[0], num_upsample_blocks, activation)
+        inner = embedding_size or width
+
+        def branch(in_channels: int) -> nn.Sequential:
+            act = activation_layer(activation)
+            return nn.Sequential(conv3x3(in_channels, inner), act, _last_conv(inner))
+
+        self.height = branch(width + 1)
+        if self.predicts_magnitude:
+            self.magnitude = branch(width)
+
+    def forward(self, maps: list[Tensor], gsd_m: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(height, magnitude), N x 1 maps at the finest decoder stride / 2^num_upsample_blocks."""
+        x = self.upsample(self.dropout(maps[0]))
+        height = F.relu(self.height(with_gsd(x, gsd_m))) * self.output_gain
+        if not self.predicts_magnitude:
+            return height, None
+        return height, F.relu(self.magnitude(x)) * self.output_gain
+
+
+class OnlyAGLHead(AGLHead):
+    """AGLHead without magnitude: it is height * scale of an orientation head that has a scale."""
+
+    predicts_magnitude = False
+
+
+class HyperColumnAGLHead(nn.Module):
+    """3x3 convolutions on every decoder map, resized to the finest and summed, then ReLU.
+
+    Args:
+        channels: of the decoder's maps, fine to coarse. strides: likewise.
+        dropout_rate: of whole channels, before the convolutions.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], dropout_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout_rate)
+        self.height = nn.ModuleList(conv3x3(c + 1, 1) for c in channels)
+        self.magnitude = nn.ModuleList(conv3x3(c, 1) for c in channels)
+        for convs in (self.height, self.magnitude):
+            nn.init.constant_(convs[0].bias, _START_BIAS)  # type: ignore[arg-type]
+
+    def forward(self, maps: list[Tensor], gsd_m: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(height, magnitude), N x 1 maps at the finest decoder map's stride."""
+        maps = [self.dropout(x) for x in maps]
+        size = maps[0].shape[-2:]
+        heights = [conv(with_gsd(x, gsd_m)) for conv, x in zip(self.height, maps, strict=True)]
+        magnitudes = [conv(x) for conv, x in zip(self.magnitude, maps, strict=True)]
+        height, magnitude = (
+            torch.stack([resize(x, size) for x in parts]).sum(dim=0)
+            for parts in (heights, magnitudes)
+        )
+        return F.relu(height), F.relu(magnitude)
+
+
+class BasicOrientationHead(nn.Module):
+    """Global average pool of the coarsest encoder map, linear, activation, linear to 2.
+
+    Args:
+        channels: of the encoder's maps, fine to coarse.
+        dropout_rate: after the pooling. activation: between the linear layers.
+    """
+
+    predicts_scale = False
+
+    def __init__(
+        self, channels: Sequence[int], dropout_rate: float = 0.2, activation: str = "silu"
+    ) -> None:
+        super().__init__()
+        width = channels[-1]
+        self.orientation = nn.Sequential(
+            nn.Dropout(dropout_rate),
+            nn.Linear(width, width),
+            activation_layer(activation),
+            nn.Linear(width, 2),
+        )
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """(direction N x 2, None)."""
+        return self.orientation(maps[-1].mean(dim=(2, 3))), None
+
+
+class DenseOrientationHead(nn.Module):
+    """Every location of an encoder map votes for a direction; the votes are averaged.
+
+    Votes are vectors of any length, so a place that sees no facade can abstain. Averaging after the
+    non-linear layers, and not before, lets a short training find the angle.
+
+    Args:
+        channels: of the encoder's maps, fine to coarse.
+        embedding_size: channels of the hidden layers; None = as many as the map has.
+        num_layers: hidden 3x3 convolutions (BN, activation) before the vote; 0 = straight 1x1.
+        layer: which encoder map votes (-1 = the coarsest).
+        dropout_rate: of whole channels, before the vote.
+        activation: of the hidden layers.
+    """
+
+    predicts_scale = False
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        embedding_size: int | None = None,
+        num_layers: int = 1,
+        layer: int = -1,
+        dropout_rate: float = 0.2,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        if not -len(channels) <= layer < len(channels):
+            raise ValueError(f"layer {layer} of an encoder with {len(channels)} maps")
+        self.layer = layer
+        width = channels[layer]
+        inner = embedding_size or width
+        stages: list[nn.Module] = []
+        for _ in range(num_layers):
+            stages += [conv3x3(width, inner, bias=False), nn.BatchNorm2d(inner)]
+            stages.append(activation_layer(activation))
+            width = inner
+        self.features = nn.Sequential(*stages, nn.Dropout2d(dropout_rate))
+        self.direction = nn.Conv2d(width, 2, kernel_size=1)
+        if self.predicts_scale:
+            self.scale = nn.Conv2d(width, 1, kernel_size=1)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """(direction N x 2, scale N x 1 in px/m or None)."""
+        x = self.features(maps[self.layer])
+        direction = self.direction(x).mean(dim=(2, 3))
+        if not self.predicts_scale:
+            return direction, None
+        return direction, F.softplus(self.scale(x).float().mean(dim=(2, 3)))
+
+
+class BasicOrientationScaleHead(DenseOrientationHead):
+    """DenseOrientationHead whose locations also vote for the scale, in place of least squares."""
+
+    predicts_scale = True
+
+
+_HERE = "geopose.models.heads."
+AGL_HEADS: dict[str, Callable[..., nn.Module]] = {
+    _HERE + c.__name__: c for c in (SimpleAGLHead, AGLHead, OnlyAGLHead, HyperColumnAGLHead)
+}
+ORIENTATION_HEADS: dict[str, Callable[..., nn.Module]] = {
+    _HERE + c.__name__: c
+    for c in (BasicOrientationHead, DenseOrientationHead, BasicOrientationScaleHead)
+}

@@ -1,0 +1,328 @@
+"""Networks: shapes at any size, units, heads, pretrained handling, and what configs may say."""
+
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from geopose import keys, losses
+from geopose.errors import InputError
+from geopose.geometry import angle_to_vector
+from geopose.models import encoders
+from geopose.models.blocks import ResidualDeconvolution
+from geopose.models.build import build_model, channel_order, model_slug
+from geopose.models.decoder import BLOCK_TYPES, UPSAMPLES
+from geopose.models.encoders import TimmEncoder
+from geopose.models.geopose_unet import GeoposeUNetModel, least_squares_scale
+from geopose.models.legacy import published_to_current, rename_state_dict
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
+HEADS = "geopose.models.heads."
+
+
+def tiny_config(**changes: dict[str, Any]) -> dict[str, Any]:
+    """The smallest network, with whole parts or single keys of parts replaced."""
+    config: dict[str, Any] = {
+        "_target_": "geopose.models.geopose_unet.GeoposeUNetModel.from_config",
+        "slug": "tiny",
+        "channel_order": "rgb",
+        "encoder": {
+            "_target_": "geopose.models.encoders.TimmEncoder",
+            "name": "test_efficientnet",
+            "pretrained": False,
+        },
+        "decoder": {"channels": [8, 8, 8, 8]},
+        "agl_head": {"_target_": HEADS + "AGLHead"},
+        "orientation_head": {"_target_": HEADS + "BasicOrientationHead"},
+    }
+    for name, change in changes.items():
+        keep = {} if "_target_" in change else config[name]
+        config[name] = {**keep, **change}
+    return config
+
+
+def run(model: GeoposeUNetModel, *shape: int) -> dict[str, Tensor]:
+    """Output for a random batch, in evaluation mode."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(shape, generator=generator)
+    with torch.inference_mode():
+        return model.eval()(image, torch.full((shape[0], 1), 0.4))
+
+
+def assert_whole(output: dict[str, Tensor], n: int, height: int, width: int) -> None:
+    """The contract of the outputs: names, shapes, float32, ranges."""
+    shapes = {name: tuple(value.shape) for name, value in output.items()}
+    assert shapes == {
+        keys.OUTPUT_AGL_MASK: (n, 1, height, width),
+        keys.OUTPUT_MAGNITUDE_MASK: (n, 1, height, width),
+        keys.OUTPUT_VFLOW_SCALE: (n, 1),
+        keys.OUTPUT_VFLOW_ANGLE: (n, 1),
+        keys.OUTPUT_VFLOW_DIRECTION: (n, 2),
+    }
+    for value in output.values():
+        assert value.dtype == torch.float32
+        assert torch.isfinite(value).all()
+    assert (output[keys.OUTPUT_AGL_MASK] >= 0).all()
+    assert (output[keys.OUTPUT_VFLOW_SCALE] >= 0).all()
+    unit = torch.nn.functional.normalize(output[keys.OUTPUT_VFLOW_DIRECTION])
+    found = angle_to_vector(output[keys.OUTPUT_VFLOW_ANGLE][:, 0])
+    assert torch.allclose(found, unit, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 130), (1, 1), (33, 32), (5, 200)])
+def test_any_image_size_comes_back_exactly(size: tuple[int, int]) -> None:
+    assert_whole(run(build_model(tiny_config()), 2, 3, *size), 2, *size)
+
+
+def test_padding_does_not_take_part_in_the_scale() -> None:
+    output = run(build_model(tiny_config()), 2, 3, 45, 70)
+    expected = least_squares_scale(output[keys.OUTPUT_AGL_MASK], output[keys.OUTPUT_MAGNITUDE_MASK])
+    assert torch.equal(output[keys.OUTPUT_VFLOW_SCALE], expected)
+
+
+def test_scale_by_hand_and_in_float32() -> None:
+    height = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]])
+    scale = least_squares_scale(height, height * 3.0)
+    assert scale.tolist() == [[pytest.approx(15.0 / 5.01)], [0.0]]
+    many = torch.full((1, 1, 512, 512), 30.0, dtype=torch.float16)  # h*h sums far above 65504
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert least_squares_scale(many, many * 2.0).item() == pytest.approx(2.0, rel=1e-6)
+
+
+def test_batch_gives_what_single_images_give() -> None:
+    model = build_model(tiny_config()).eval()
+    images = torch.randn(3, 3, 64, 96)
+    gsd = torch.tensor([[0.3], [0.5], [0.7]])
+    with torch.inference_mode():
+        together = model(images, gsd)
+        alone = [model(images[i : i + 1], gsd[i : i + 1]) for i in range(3)]
+    for name, value in together.items():
+        single = torch.cat([output[name] for output in alone])
+        assert torch.allclose(value, single, atol=1e-4), name
+
+
+@pytest.mark.parametrize("block_type", BLOCK_TYPES)
+@pytest.mark.parametrize("upsample", UPSAMPLES)
+def test_decoder_options(block_type: str, upsample: str) -> None:
+    decoder = {"block_type": block_type, "upsample": upsample, "activation": "relu"}
+    assert_whole(run(build_model(tiny_config(decoder=decoder)), 1, 3, 40, 64), 1, 40, 64)
+
+
+@pytest.mark.parametrize(
+    ("agl_head", "orientation_head"),
+    [
+        ({"_target_": "AGLHead", "num_upsample_blocks": 0, "embedding_size": 4}, "Basic"),
+        ({"_target_": "AGLHead", "dropout_rate": 0.3, "output_gain": 10.0}, "Dense"),
+        ({"_target_": "SimpleAGLHead", "embedding_size": 6}, "Basic"),
+        ({"_target_": "HyperColumnAGLHead", "dropout_rate": 0.1}, "BasicScale"),
+        ({"_target_": "OnlyAGLHead"}, "BasicScale"),
+    ],
+)
+def test_heads_train_and_predict(agl_head: dict[str, Any], orientation_head: str) -> None:
+    names = {"Basic": "BasicOrientationHead", "Dense": "DenseOrientationHead"}
+    orientation = names.get(orientation_head, "BasicOrientationScaleHead")
+    model = build_model(
+        tiny_config(
+            agl_head={**agl_head, "_target_": HEADS + agl_head["_target_"]},
+            orientation_head={"_target_": HEADS + orientation},
+        )
+    )
+    assert_whole(run(model, 2, 3, 50, 64), 2, 50, 64)
+    output = model.train()(torch.randn(2, 3, 64, 64), torch.full((2, 1), 0.5))
+    loss = losses.MSELossWithIgnore()
+    total = sum(loss(value, torch.ones_like(value)) for value in output.values())
+    assert isinstance(total, Tensor)
+    total.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None]
+    assert silent == []
+
+
+def test_scale_votes_replace_least_squares_and_magnitude_follows() -> None:
+    model = build_model(
+        tiny_config(
+            agl_head={"_target_": HEADS + "OnlyAGLHead"},
+            orientation_head={"_target_": HEADS + "BasicOrientationScaleHead"},
+        )
+    )
+    output = run(model, 2, 3, 64, 64)
+    scale = output[keys.OUTPUT_VFLOW_SCALE]
+    expected = output[keys.OUTPUT_AGL_MASK] * scale[:, :, None, None]
+    assert torch.equal(output[keys.OUTPUT_MAGNITUDE_MASK], expected)
+
+
+def test_height_depends_on_gsd_and_magnitude_does_not() -> None:
+    model = build_model(tiny_config()).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        near, far = (model(image, torch.tensor([[gsd]])) for gsd in (0.3, 3.0))
+    assert not torch.allclose(near[keys.OUTPUT_AGL_MASK], far[keys.OUTPUT_AGL_MASK])
+    assert torch.equal(near[keys.OUTPUT_MAGNITUDE_MASK], far[keys.OUTPUT_MAGNITUDE_MASK])
+
+
+def test_residual_deconvolution_is_the_published_one() -> None:
+    layer = ResidualDeconvolution(8)
+    x = torch.randn(2, 8, 5, 7)
+    up = torch.nn.UpsamplingBilinear2d(scale_factor=2)(x)
+    shortcut = up.reshape(2, 2, 4, 10, 14).mean(2)
+    assert torch.allclose(layer(x), layer.conv(x) + shortcut, atol=1e-6)
+
+
+def test_channels_last_gives_the_same() -> None:
+    model = build_model(tiny_config())
+    plain = run(model, 1, 3, 64, 96)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = run(model, 1, 3, 64, 96)
+    for name, value in plain.items():
+        assert torch.allclose(value, last[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_build(path: Path) -> None:
+    config = OmegaConf.load(path)
+    assert model_slug(config) == path.stem
+    assert channel_order(config) == "rgb"
+    with torch.device("meta"):
+        model = build_model(config, load_pretrained=False)
+        output = model.train()(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1))
+    assert output[keys.OUTPUT_AGL_MASK].shape == (2, 1, 64, 96)
+    assert output[keys.OUTPUT_VFLOW_DIRECTION].shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_100"])
+def test_other_timm_families(name: str) -> None:
+    with torch.device("meta"):
+        encoder = TimmEncoder(name, pretrained=False)
+        maps = encoder(torch.zeros(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == list(encoder.channels)
+    assert [64 // m.shape[2] for m in maps] == list(encoder.strides)
+
+
+def test_config_as_one_argument_as_keywords_and_nested() -> None:
+    config = tiny_config()
+    parts = {k: v for k, v in config.items() if k != "_target_"}
+    names = set(GeoposeUNetModel.from_config(parts).state_dict())
+    assert set(GeoposeUNetModel.from_config(**parts).state_dict()) == names
+    nested = {"_target_": config["_target_"], "config": parts}
+    assert set(build_model(nested).state_dict()) == names
+    assert (channel_order(nested), model_slug(nested)) == ("rgb", "tiny")
+
+
+def test_a_config_that_says_no_channel_order_means_bgr() -> None:
+    config = tiny_config()
+    del config["channel_order"]
+    assert channel_order(config) == "bgr"
+    with pytest.raises(InputError, match="grb"):
+        channel_order({**config, "channel_order": "grb"})
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("encoder", {"_target_": "os.system", "command": "exit"}, "os.system"),
+        ("encoder", {"_target_": "geopose.models.encoders.timm.create_model"}, "create_model"),
+        ("encoder", {"_target_": "builtins.eval"}, "builtins.eval"),
+        ("encoder", {"_target_": ["os", "system"]}, "os"),
+        ("agl_head", {"_target_": "torch.hub.load"}, "torch.hub.load"),
+        ("agl_head", {"num_upsample_block": 1}, "num_upsample_block"),
+        ("agl_head", {"num_upsample_blocks": 3}, "divisible by 4"),
+        ("agl_head", {"channels": [1]}, "channels"),
+        ("agl_head", {"activation": "tanhh"}, "tanhh"),
+        ("agl_head", {"_target_": HEADS + "OnlyAGLHead"}, "BasicOrientationScaleHead"),
+        ("orientation_head", {"_target_": HEADS + "DenseOrientationHead", "layer": 7}, "layer 7"),
+        ("decoder", {"block": "unet"}, "block"),
+        ("decoder", {"block_type": "vnet"}, "vnet"),
+        ("decoder", {"upsample": "cubic"}, "cubic"),
+        ("decoder", {"channels": [8, 8]}, "need 4"),
+        ("decoder", {"channels": [8, 8, 8, "8"]}, "channels"),
+        ("decoder", {"upsample": "rdtsc", "channels": [8, 8, 8, 6]}, "divisible by 4"),
+        ("encoder", {"name": "no_such_net"}, "no_such_net"),
+        ("encoder", {"name": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),
+        ("encoder", {"layers": [1, 9]}, "layers"),
+        ("encoder", {"pretrained": "maybe"}, "maybe"),
+    ],
+)  # fmt: skip
+def test_bad_configs_name_what_is_wrong(part: str, change: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named) as caught:
+        build_model(tiny_config(**{part: change}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"_target_": "os.system"}, "os.system"),
+        ({"neck": {}}, "neck"),
+        ({"_target_": None}, "None"),
+    ],
+)
+def test_bad_model_nodes(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        build_model({**tiny_config(), **change})
+
+
+def test_missing_parts_are_named() -> None:
+    config = tiny_config()
+    del config["decoder"]
+    with pytest.raises(InputError, match="decoder"):
+        build_model(config)
+
+
+def test_weights_that_follow_are_never_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "_find_weights", lambda name: pytest.fail(f"looked for {name}"))
+    build_model(tiny_config(encoder={"pretrained": True}), load_pretrained=False)
+
+
+def test_pretrained_auto_warns_once_and_true_fails_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: None)
+    with caplog.at_level(logging.WARNING):
+        TimmEncoder("resnet18", pretrained="auto")
+    assert len(caplog.records) == 1
+    assert "resnet18" in caplog.text
+    with pytest.raises(InputError, match=r"resnet18.*pretrained=false"):
+        TimmEncoder("resnet18", pretrained=True)
+
+
+def test_unreachable_hub_is_noticed_without_its_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: None)
+    with pytest.raises(InputError, match="cannot be reached"):
+        TimmEncoder("resnet18", pretrained=True)
+
+
+def test_cached_weights_are_used_without_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import timm
+
+    donor = timm.create_model("test_efficientnet", pretrained=False)
+    torch.save(donor.state_dict(), tmp_path / "weights.bin")
+    path = str(tmp_path / "weights.bin")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repo, file: path)
+    encoder = TimmEncoder("test_efficientnet", pretrained=True)
+    stem = encoder.state_dict()["encoder.conv_stem.weight"]
+    assert torch.equal(stem, donor.state_dict()["conv_stem.weight"])
+
+
+def test_published_names() -> None:
+    name = "decoder.blocks.2.abn1.bn.running_mean"
+    assert published_to_current(name) == "decoder.blocks.2.norm1.running_mean"
+    for same in (
+        "encoder.encoder.bn1.weight",
+        "agl_head.upsample.3.weight",
+        "decoder.blocks.0.norm1.bias",
+    ):
+        assert published_to_current(same) == same
+    with pytest.raises(InputError, match=r"norm1\.running_mean"):
+        rename_state_dict({name: 1, "decoder.blocks.2.norm1.running_mean": 2})

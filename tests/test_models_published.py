@@ -1,0 +1,181 @@
+"""The published architectures: every parameter, and what the filled network returns.
+
+Needs the reference files beside the repository; without them the tests are skipped and say so.
+"""
+
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from geopose import keys
+from geopose.models.build import build_model
+from geopose.models.geopose_unet import GeoposeUNetModel
+from geopose.models.legacy import published_to_current, rename_state_dict
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+pytestmark = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason=f"no reference files at {REFERENCE}: published models unchecked"
+)
+_ORIENTATION = {"_target_": "geopose.models.heads.BasicOrientationHead"}
+B6_RDTSC_UNET = {
+    "_target_": "geopose.models.geopose_unet.GeoposeUNetModel.from_config",
+    "slug": "b6_rdtsc_unet",
+    "encoder": {"_target_": "pytorch_toolbelt.modules.encoders.TimmB6Encoder", "pretrained": True},
+    "decoder": {
+        "block_type": "residual_unet",
+        "upsample": "rdtsc",
+        "channels": [256, 384, 512],
+    },
+    "agl_head": {"_target_": "geopose.models.heads.AGLHead", "num_upsample_blocks": 2},
+    "orientation_head": _ORIENTATION,
+}
+B7_UNET = {
+    "_target_": "geopose.models.geopose_unet.GeoposeUNetModel.from_config",
+    "slug": "b7_unet",
+    "encoder": {
+        "_target_": "pytorch_toolbelt.modules.encoders.TimmB7Encoder",
+        "pretrained": True,
+        "layers": [0, 1, 2, 3, 4],
+    },
+    "decoder": {"block_type": "unet", "upsample": "bilinear", "channels": [192, 256, 384, 512]},
+    "agl_head": {"_target_": "geopose.models.heads.SimpleAGLHead", "embedding_size": 128},
+    "orientation_head": _ORIENTATION,
+}
+PUBLISHED = {"b6_rdtsc_unet": B6_RDTSC_UNET, "b7_unet": B7_UNET}
+_DAMPED = re.compile(
+    r"^encoder\.encoder\.blocks\.(0\.[1-9]\d*\.bn2|[1-6]\.[1-9]\d*\.bn3)\.(weight|bias)$"
+)
+_LAST_CONVS = {  # weight factor, constant bias
+    "agl_head.height.conv3": (20.0, 6.0),
+    "agl_head.magnitude.conv3": (20.0, 6.0),
+    "agl_head.height.2": (0.6, 4.0),
+    "agl_head.magnitude.2": (0.4, 2.0),
+}
+
+
+def description(slug: str) -> dict[str, Any]:
+    """The reference file of one architecture."""
+    return json.loads((REFERENCE / f"state_dict_{slug}.json").read_text())
+
+
+def filled(name: str, shape: list[int], dtype: str) -> Tensor:
+    """The value that the reference's recipe gives a parameter of this name."""
+    if dtype != "float32":
+        return torch.ones(shape, dtype=getattr(torch, dtype))
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    stem, kind = name.rsplit(".", 1)
+    if kind == "running_var":
+        return 1.0 + 0.1 * torch.rand(shape, generator=generator)
+    value = torch.randn(shape, generator=generator)
+    if len(shape) >= 2:
+        gain = 2.6 if name.startswith("encoder.") else 2.0
+        value = value * np.sqrt(gain / np.prod(shape[1:])).item()
+        return value * _LAST_CONVS.get(stem, (1.0, 0.0))[0]
+    if stem in _LAST_CONVS:
+        return torch.full(shape, _LAST_CONVS[stem][1])
+    if kind == "weight":
+        value = 1.0 + 0.05 * value
+    else:
+        value = {"bias": 0.02, "running_mean": 0.05}[kind] * value
+    return value * 0.2 if _DAMPED.match(name) else value
+
+
+def filled_state(slug: str) -> dict[str, Tensor]:
+    """A published state dict, filled by the recipe, under the published names."""
+    return {k["key"]: filled(k["key"], k["shape"], k["dtype"]) for k in description(slug)["keys"]}
+
+
+def reference_image(height: int, width: int, seed: int = 20210715) -> Tensor:
+    """The recipe's image, normalised already."""
+    generator = torch.Generator().manual_seed(seed)
+    fine = torch.randn((1, 3, height, width), generator=generator)
+    coarse = torch.randn((1, 3, 8, 8), generator=generator)
+    coarse = coarse.repeat_interleave(height // 8, dim=2).repeat_interleave(width // 8, dim=3)
+    return 0.5 * fine + coarse
+
+
+@pytest.mark.parametrize("slug", PUBLISHED)
+def test_every_parameter_is_the_published_one(slug: str) -> None:
+    with torch.device("meta"):
+        model = build_model(PUBLISHED[slug], load_pretrained=False)
+    published = description(slug)
+    expected = {published_to_current(k["key"]): (k["shape"], k["dtype"]) for k in published["keys"]}
+    assert len(expected) == published["num_keys"]
+    actual = {
+        name: (list(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in model.state_dict().items()
+    }
+    assert actual == expected
+    assert sum(p.numel() for p in model.parameters()) == published["num_parameters"]
+    norms = {n: m.eps for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    for part, eps in published["batchnorm_eps"].items():
+        of_part = {e for n, e in norms.items() if n.startswith("encoder.") == (part == "encoder")}
+        assert of_part == {eps}, part
+
+
+def test_recipe_is_understood() -> None:
+    checks = description("b6_rdtsc_unet")["fill_check"]["values"]
+    shapes = {k["key"]: k for k in description("b6_rdtsc_unet")["keys"]}
+    for name in list(checks)[::17]:
+        value = filled(name, shapes[name]["shape"], shapes[name]["dtype"])
+        found = [value.flatten()[0].item(), value.double().abs().sum().item()]
+        assert found == pytest.approx(checks[name], rel=1e-5, abs=1e-7), name
+
+
+@pytest.fixture(scope="module")
+def b7_unet() -> GeoposeUNetModel:
+    """The filled network, loaded strictly from published names."""
+    model = build_model(B7_UNET, load_pretrained=False).eval()
+    model.load_state_dict(rename_state_dict(filled_state("b7_unet")), strict=True)
+    return model
+
+
+def assert_close(found: Tensor, expected: np.ndarray, scale: float, what: str) -> None:
+    """Within 1e-4 of the quantity's size (its largest value: maps go through zero)."""
+    error = np.abs(found.numpy().astype(np.float64) - expected).max()
+    assert error <= 1e-4 * scale, f"{what}: {error:.3g} of {scale:.3g}"
+
+
+@pytest.mark.parametrize(
+    ("case", "seed", "size", "gsd", "step"),
+    [
+        ("main", 20210715, (256, 256), 0.35, 4),
+        ("gsd050", 20210715, (256, 256), 0.50, 8),
+        ("rect192x320", 20210715, (192, 320), 0.35, 8),
+    ],
+)
+def test_filled_network_gives_the_reference(
+    b7_unet: GeoposeUNetModel, case: str, seed: int, size: tuple[int, int], gsd: float, step: int
+) -> None:
+    expected = np.load(REFERENCE / "forward_b7_unet.npz")
+    with torch.inference_mode():
+        output = b7_unet(reference_image(*size, seed), torch.tensor([[gsd]]))
+    for key in (keys.OUTPUT_AGL_MASK, keys.OUTPUT_MAGNITUDE_MASK):
+        assert output[key].shape == (1, 1, *size)
+        maximum = expected[f"{case}/{key}/stats_mean_std_min_max_zerofrac"][3]
+        found = output[key][0, 0, ::step, ::step]
+        assert_close(found, expected[f"{case}/{key}/sub{step}"], maximum, key)
+        if case == "main":
+            assert_close(output[key][0, 0, 0], expected[f"main/{key}/edge_top"], maximum, key)
+            assert_close(output[key][0, 0, :, -1], expected[f"main/{key}/edge_right"], maximum, key)
+    for key in (keys.OUTPUT_VFLOW_SCALE, keys.OUTPUT_VFLOW_DIRECTION, keys.OUTPUT_VFLOW_ANGLE):
+        assert_close(output[key], expected[f"{case}/{key}"], 1.0, key)
+
+
+def test_a_batch_gives_what_single_images_give(b7_unet: GeoposeUNetModel) -> None:
+    expected = np.load(REFERENCE / "forward_b7_unet.npz")
+    images = torch.cat([reference_image(256, 256), reference_image(256, 256, seed=7)])
+    with torch.inference_mode():
+        output = b7_unet(images, torch.tensor([[0.35], [0.35]]))
+    assert_close(output[keys.OUTPUT_VFLOW_SCALE], expected["batch2/scale"], 1.0, "scale")
+    assert_close(output[keys.OUTPUT_VFLOW_ANGLE], expected["batch2/angle"], 1.0, "angle")
+    key = keys.OUTPUT_AGL_MASK
+    maximum = expected[f"seed7/{key}/stats_mean_std_min_max_zerofrac"][3]
+    assert_close(output[key][1, 0, ::8, ::8], expected[f"seed7/{key}/sub8"], maximum, key)
