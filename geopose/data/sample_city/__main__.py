@@ -7,6 +7,7 @@ from pathlib import Path
 
 from geopose.cli import ArgumentParser, run_command
 from geopose.data.sample_city.cities import CITIES
+from geopose.data.sample_city.picture import write_picture
 from geopose.data.sample_city.writer import write_dataset
 from geopose.errors import InputError
 
@@ -24,6 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (0)")
     parser.add_argument("--workers", type=int, default=1, help="processes (1)")
     parser.add_argument("--cities", nargs="+", default=list(CITIES), help=" ".join(CITIES))
+    parser.add_argument(
+        "--picture", type=Path, metavar="DIR", help="also write DIR/sample_city_<CITY>.jpg"
+    )
     return parser
 
 
@@ -32,10 +36,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         InputError: bad arguments.
+        RunError: a file cannot be written.
     """
     args = build_parser().parse_args(argv)
-    if args.out is None:
-        raise InputError("nothing to do: give --out DIR")
+    if args.out is None and args.picture is None:
+        raise InputError("nothing to do: give --out DIR, --picture DIR or both")
+    if args.out is not None:
+        _write_data_set(args)
+    if args.picture is not None:
+        for city in args.cities:
+            path = write_picture(args.picture, city, args.seed)
+            sys.stdout.write(f"picture of synthetic city {city}: {path}\n")
+
+
+def _write_data_set(args: argparse.Namespace) -> None:
     done = write_dataset(
         args.out, args.train, args.test, args.size, args.seed, args.workers, args.cities
     )

@@ -206,11 +206,11 @@ def tower(site: Site, rect: Rect, height: float) -> None:
     facade, form = office_facade(site), rng.random()
     side = min(s1 - s0, t1 - t0)
     site.take(rect)
-    if form < 0.3:
+    if form < 0.35:
         flat_building(mesh, site.ring(rect), 0.0, height, wall, roof, facade, 1.2)
         roof_equipment(site, rect, height - 1.2)
         return
-    if form < 0.55:
+    if form < 0.6:
         z, part = 0.0, rect
         for share in (0.45, 0.8, 1.0):
             flat_building(mesh, site.ring(part), z, share * height, wall, roof, facade, 0.8)
@@ -221,7 +221,7 @@ def tower(site: Site, rect: Rect, height: float) -> None:
     podium = site.pick(site.style.walls)
     low = site.pick(site.style.flat_roofs)
     flat_building(mesh, site.ring(rect), 0.0, base, podium, low, office_facade(site), 0.8)
-    if form < 0.8:
+    if form < 0.88:
         part = shrink(rect, side * rng.uniform(0.12, 0.24))
         flat_building(mesh, site.ring(part), base - 0.8, height, wall, roof, facade, 1.0)
         roof_equipment(site, part, height - 1.0)

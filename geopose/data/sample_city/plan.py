@@ -6,6 +6,7 @@ grid over the image and a margin as wide as the longest shadow or lean, every bl
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,9 +24,10 @@ from geopose.data.sample_city.buildings import (
     tower,
 )
 from geopose.data.sample_city.cities import SceneParameters
-from geopose.data.sample_city.mesh import Color, gable_building, prism
+from geopose.data.sample_city.mesh import Color, Point, gable_building, prism
 from geopose.data.sample_city.site import MARKING, Rect, Site, World
 
+Span = tuple[float, float]
 STOREY_M = 3.2
 _TREE_REACH_M = 22.0  # height of the tallest tree
 WATER: Color = (44.0, 66.0, 74.0)
@@ -51,36 +53,55 @@ def build_world(scene: SceneParameters, extent_m: tuple[float, float]) -> World:
     half = math.hypot(*middle) + style.tower_m[1] * reach
     plan = Site(world, middle, turn, (-half, -half, half, half))
     plan.fill(plan.rect, plan.vary(style.asphalt, 6.0))
-    columns, rows = _streets(rng, half, scene), _streets(rng, half, scene)
+    columns = _streets(rng, half, style.block_m, style.street_m)
+    shared = _streets(rng, half, style.depth_m, style.street_m)
+    staggered = rng.random() < 0.5
+    grid = [
+        (column, _streets(rng, half, style.depth_m, style.street_m) if staggered else shared)
+        for column in columns
+    ]
     centre = rng.uniform(-0.3, 0.3, 2) * math.hypot(*extent_m)
     spread = 0.35 * math.hypot(*extent_m) + 60.0
-    for s0, s1 in columns:
+    reach_m = style.tower_m[1] * reach
+    for (s0, s1), rows in grid:
         for t0, t1 in rows:
             rect = (s0, t0, s1, t1)
-            if not _near_image(plan, rect, extent_m, style.tower_m[1] * reach):
+            if not _near_image(plan, rect, extent_m, reach_m):
                 continue
             away = math.hypot((s0 + s1) / 2 - centre[0], (t0 + t1) / 2 - centre[1])
             site = Site(world, middle, turn, rect, math.exp(-((away / spread) ** 2)))
             _fill_block(site)
-    _traffic(plan, columns, rows)
+    for rect, along_s, crossing in _street_pieces(grid, half, staggered):
+        if _near_image(plan, rect, extent_m, low):
+            _street(plan, rect, along_s, crossing)
     return world
 
 
-def _streets(
-    rng: np.random.Generator, half: float, scene: SceneParameters
-) -> list[tuple[float, float]]:
+def _street_pieces(
+    grid: list[tuple[Span, list[Span]]], half: float, staggered: bool
+) -> Iterator[tuple[Rect, bool, bool]]:
+    """(rectangle, runs along s, ends at a crossing) of every piece of street."""
+    for (s0, s1), rows in grid:
+        for (_, t0), (t1, _) in itertools.pairwise(rows):
+            yield (s0, t0, s1, t1), True, True
+    for ((_, s0), rows), ((s1, _), _) in itertools.pairwise(grid):
+        pieces = [(-half, half)] if staggered else rows
+        for t0, t1 in pieces:
+            yield (s0, t0, s1, t1), False, not staggered
+
+
+def _streets(rng: np.random.Generator, half: float, block_m: Span, street_m: Span) -> list[Span]:
     """Extents of the blocks along one axis; the gaps between them are streets."""
-    style = scene.style
     blocks = []
-    position = -half - float(rng.uniform(0, style.block_m[1]))
+    position = -half - float(rng.uniform(0, block_m[1]))
     while position < half:
-        length = float(rng.uniform(*style.block_m))
+        length = float(rng.uniform(*block_m))
         blocks.append((position, position + length))
-        position += length + float(rng.uniform(*style.street_m))
+        position += length + float(rng.uniform(*street_m))
     return blocks
 
 
-def _near_image(plan: Site, rect: Rect, extent_m: tuple[float, float], reach: float) -> bool:
+def _near_image(plan: Site, rect: Rect, extent_m: Span, reach: float) -> bool:
     """Whether anything on the block can be seen in, or shade, the image."""
     x, y = np.array(plan.ring(rect)).T
     return bool(
@@ -91,39 +112,40 @@ def _near_image(plan: Site, rect: Rect, extent_m: tuple[float, float], reach: fl
     )
 
 
-def _traffic(
-    plan: Site, columns: list[tuple[float, float]], rows: list[tuple[float, float]]
-) -> None:
-    """Lane marks along every street, cars parked and driving."""
-    for along_s, gaps in ((False, columns), (True, rows)):
-        for (_, start), (end, _) in itertools.pairwise(gaps):
-            _street(plan, start, end, along_s)
-
-
-def _street(plan: Site, start: float, end: float, along_s: bool) -> None:
+def _street(plan: Site, rect: Rect, along_s: bool, crossing: bool) -> None:
+    """Lane marks, zebra crossings, parked and driving cars on one piece of street."""
     rng = plan.rng
-    centre, width, half = (start + end) / 2, end - start, plan.rect[2]
-    place = (lambda a, b: (b, a)) if along_s else (lambda a, b: (a, b))
+    s0, t0, s1, t1 = rect
+    start, end, low, high = (t0, t1, s0, s1) if along_s else (s0, s1, t0, t1)
+    centre, width = (start + end) / 2, end - start
+
+    def place(across: float, along: float) -> Point:
+        return (along, across) if along_s else (across, along)
+
+    if crossing:
+        if rng.random() < 0.6:
+            for across in np.arange(start + 0.6, end - 0.3, 1.1):
+                for at in (low - 0.5, high - 2.5):
+                    plan.line(place(across, at), place(across, at + 3.0), MARKING, 0.5)
+        low, high = low + 4.0, high - 4.0
+    if rng.random() < 0.4:
+        plan.line(place(centre, low), place(centre, high), (188.0, 164.0, 96.0), 0.28)
+    else:
+        for at in np.arange(low, high, 10.0):
+            plan.line(place(centre, at), place(centre, at + 3.5), MARKING, 0.18)
+    if width > 17.0:
+        for across in (start + 0.27 * width, end - 0.27 * width):
+            for at in np.arange(low, high, 10.0):
+                plan.line(place(across, at), place(across, at + 3.0), MARKING, 0.15)
     turn = 0.0 if along_s else math.pi / 2
-    solid = rng.random() < 0.35
-    color = (196.0, 168.0, 84.0) if solid else MARKING
-    step = 2 * half if solid else 9.0
-    for at in np.arange(-half, half, step):
-        length = step if solid else 3.5
-        plan.line(place(centre, at), place(centre, at + length), color, 0.3)
-    if width > 16.0:
-        for side in (-0.25, 0.25):
-            for at in np.arange(-half, half, 9.0):
-                where = centre + side * width
-                plan.line(place(where, at), place(where, at + 3.0), MARKING, 0.25)
     for side in (-1, 1):
-        for at in np.arange(-half, half, 6.2):
-            if rng.random() < 0.25:
+        busy = rng.uniform(0.05, 0.4)
+        for at in np.arange(low + 5.0, high - 5.0, 6.2):
+            if rng.random() < busy:
                 lane = centre + side * (width / 2 - 1.3)
                 plan.car(*place(lane, at + rng.uniform(-0.4, 0.4)), turn)
             elif rng.random() < 0.07:
-                lane = centre + side * width * 0.16
-                plan.car(*place(lane, at), turn)
+                plan.car(*place(centre + side * width * 0.16, at), turn)
 
 
 def _fill_block(site: Site) -> None:
@@ -178,7 +200,7 @@ def _houses(site: Site, rect: Rect) -> None:
                 site.car((drive[0] + drive[2]) / 2, (drive[1] + drive[3]) / 2, math.pi / 2)
             home = (start + 2.0, min(near, far), start + 2.0 + wide, max(near, far))
             house(site, home, storeys)
-            if rng.random() < 0.3:
+            if rng.random() < 0.15:
                 s, t = start + rng.uniform(4.0, lot - 4.0), back - sign * 4.0
                 site.fill((s - 3.5, t - 2.0, s + 3.5, t + 2.0), (78, 158, 176))
                 site.take((s - 3.5, t - 2.0, s + 3.5, t + 2.0))
@@ -220,7 +242,7 @@ def _commercial(site: Site, rect: Rect) -> None:
     rng = site.rng
     s0, t0, s1, t1 = rect
     site.fill(rect, site.vary(site.style.pavement, 8.0))
-    cut = t0 + (t1 - t0) * rng.uniform(0.45, 0.6)
+    cut = t0 + (t1 - t0) * rng.uniform(0.5, 0.75)
     office = rng.random() < 0.5
     height = rng.uniform(10.0, 20.0) * (0.8 + 0.6 * site.centrality) if office else None
     box = shrink((s0, t0, s1, cut), 2.0)
@@ -257,7 +279,7 @@ def _downtown(site: Site, rect: Rect) -> None:
 def _parcel(site: Site, rect: Rect) -> None:
     rng, style = site.rng, site.style
     chance = rng.random()
-    if chance < 0.22 + 0.3 * site.centrality:
+    if chance < 0.25 + 0.35 * site.centrality:
         low, high = style.tower_m
         share = rng.beta(1.3, 2.0) * (0.45 + 0.55 * site.centrality)
         tower(site, rect, low + (high - low) * share)

@@ -140,8 +140,7 @@ def _spans(
     following = np.roll(xy, -1, axis=1)
     for edge in range(xy.shape[1]):
         start, step = xy[:, edge], following[:, edge] - xy[:, edge]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            run = step[:, 0] / step[:, 1]
+        run = step[:, 0] / np.where(step[:, 1] == 0.0, 1.0, step[:, 1])
         crossing = start[owner, 0] + run[owner] * (row - start[owner, 1])
         falling, rising = step[owner, 1] > 0, step[owner, 1] < 0
         right = np.where(falling, np.minimum(right, crossing + _EDGE_TOLERANCE_PX), right)

@@ -21,6 +21,7 @@ from geopose.errors import InputError
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 8192
 _HAZE_COLOR = np.array([0.62, 0.70, 0.80], np.float32)
 _PSF_SIGMA_PX = 0.62
+_SATURATION = 0.8  # bands of real sensors overlap
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,13 @@ def render_scene(city: str, index: int, size: int | tuple[int, int], seed: int) 
     )
 
 
-def _expose(scene: SceneParameters, radiance: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Haze, tint, optics, tone, noise and quantisation."""
+def _expose(scene: SceneParameters, linear: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Tint, haze, optics, tone, noise and quantisation."""
     rng = scene.rng
-    gain = np.float32(rng.uniform(0.94, 1.1)) * np.array(scene.style.tint, np.float32)
-    radiance *= gain
-    radiance += np.float32(scene.haze) * _HAZE_COLOR
+    gain = rng.uniform(0.94, 1.1) * np.diag(scene.style.tint)
+    mix = gain @ (_SATURATION * np.eye(3) + (1.0 - _SATURATION) / 3.0)
+    haze = scene.haze * _HAZE_COLOR
+    radiance = cv2.transform(linear, np.column_stack([mix, haze]).astype(np.float32))
     blurred = cv2.GaussianBlur(radiance, (5, 5), _PSF_SIGMA_PX)
     shown = cv2.sqrt(blurred) * 255.0
     shown += rng.standard_normal(shown.shape, np.float32) * np.float32(rng.uniform(1.2, 2.4))

@@ -57,7 +57,7 @@ def shade(
     noise = _noise(scene.rng, view)
     image = _ground_albedo(ground, noise)
     solids = _solid_albedo(mesh, view, surface, noise)
-    lit = _lit(scene, mesh, view, seen)
+    lit = sun_mask(scene, mesh, view, seen)
     facing, sky = _facing(scene, mesh, view, surface)
     light = np.ones((height, width), np.float32)
     light.reshape(-1)[pixel] = facing
@@ -88,9 +88,9 @@ def _ground_albedo(
     """Painted ground with mottle: strong on vegetation, weak on paving, hardly any on water."""
     painted, water = ground
     green = cv2.subtract(painted[..., 1], painted[..., 0])
-    strength = 0.05 + 0.006 * np.minimum(green, 20).astype(np.float32)
+    strength = 0.06 + 0.006 * np.minimum(green, 20).astype(np.float32)
     strength[water > 0] = 0.015
-    linear = cv2.LUT(painted, _LINEAR)
+    linear = _LINEAR[painted]
     linear *= np.clip(1.0 + strength * noise, 0.4, 1.8)[..., None]
     return linear
 
@@ -180,8 +180,8 @@ def _sun_vector(scene: SceneParameters) -> NDArray[np.float64]:
     )
 
 
-def _lit(scene: SceneParameters, mesh: Mesh, view: View, seen: Buffers) -> NDArray[np.float32]:
-    """1 where the sun sees the surface, 0 in shadow (H x W)."""
+def sun_mask(scene: SceneParameters, mesh: Mesh, view: View, seen: Buffers) -> NDArray[np.float32]:
+    """1 where no higher surface stands between sun and seen surface, else 0 (H x W)."""
     height, width = view.shape
     sun_k = scene.sun_k
     drift = np.array(view.k) - np.array(sun_k)  # sun pixel of (p, Z) is p + Z (k - sun_k)

@@ -1,8 +1,8 @@
 """Writes a synthetic data set in the challenge's layout.
 
 In: counts, size, seed. Out: a data directory as `geopose.data.layout` reads it, plus the truth of
-the test scenes in a folder of its own. All scenes are synthetic; `sample_city.json` says so and holds
-the arguments, so that a rerun can complete the same data set and never mixes two.
+the test scenes in a folder of its own. All scenes are synthetic; `sample_city.json` says so and
+holds the arguments, so that a rerun can complete the same data set and never mixes two.
 """
 
 import csv
