@@ -70,6 +70,14 @@ def normalize_image(rgb: NDArray[np.uint8], channel_order: str) -> Tensor:
     return torch.from_numpy(planes)
 
 
+def denormalize_image(image: Tensor, channel_order: str) -> NDArray[np.uint8]:
+    """The picture that `normalize_image` made a tensor of: 3 x H x W -> H x W x 3 uint8 RGB."""
+    mean = 255 * torch.tensor(IMAGENET_MEAN)[:, None, None]
+    std = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
+    planes = (image.float() * std + mean).round().clamp(0, 255).to(torch.uint8).numpy()
+    return np.ascontiguousarray(np.moveaxis(planes[list(CHANNEL_ORDERS[channel_order])], 0, -1))
+
+
 class GeoposeDataset(Dataset[dict[str, Any]]):
     """Samples of a list of images.
 

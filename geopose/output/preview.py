@@ -94,6 +94,18 @@ def draw_preview(path: Path, rows: Sequence[PreviewRow], heading: str = "") -> N
         rows: at least one scene.
         heading: a line above the picture.
     """
+    _save(_preview_figure(rows, heading), path)
+
+
+def render_preview(rows: Sequence[PreviewRow]) -> NDArray[np.uint8]:
+    """The picture of `draw_preview` as an H x W x 3 array."""
+    figure = _preview_figure(rows, "")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _preview_figure(rows: Sequence[PreviewRow], heading: str) -> Figure:
     top_m = _top_m([pose for row in rows for pose in (row.true, row.predicted)])
     figure = _figure(len(rows), 5, max(_aspect(row.rgb) for row in rows))
     grid = figure.subplots(len(rows), 5, squeeze=False)
@@ -111,7 +123,7 @@ def draw_preview(path: Path, rows: Sequence[PreviewRow], heading: str = "") -> N
     _add_bar(figure, heights, list(grid[:, 1:3].ravel()), len(rows))
     if heading:
         figure.suptitle(heading, fontsize=12)
-    _save(figure, path)
+    return figure
 
 
 def _figure(rows: int, columns: int, aspect: float) -> Figure:

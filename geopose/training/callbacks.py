@@ -43,9 +43,9 @@ from geopose.keys import (
     TARGET_VFLOW_SCALE,
 )
 from geopose.metrics import ScoreAccumulator
-from geopose.output.preview import draw_panel
 from geopose.training.budget import TimeBudget
 from geopose.training.mixup import mixed_loss
+from geopose.training.panels import draw_panel
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,12 @@ class BackwardCallback(IBackwardCallback):
         self._accumulation = accumulation
 
     def on_batch_end(self, runner: Any) -> None:
-        """Training batches only."""
+        """Training batches only; what remains in the metrics is for the logs."""
         if runner.is_train_loader:
             runner.engine.backward(runner.batch_metrics["loss"] / self._accumulation)
+        runner.batch_metrics.update(
+            {key: value.detach() for key, value in runner.batch_metrics.items()}
+        )
 
 
 class OptimizerCallback(IOptimizerCallback):
@@ -350,9 +353,8 @@ class PanelCallback(Callback):
         if runner.is_train_loader or not is_main() or self._shown >= MAX_PANELS:
             return
         self._shown += 1
-        batch = {key: value[:1] for key, value in runner.batch.items()}
-        name = str(batch[INPUT_IMAGE_ID_KEY][0])
-        runner.log_image(tag=name, image=draw_panel(batch, self._channel_order))
+        name = str(runner.batch[INPUT_IMAGE_ID_KEY][0])
+        runner.log_image(tag=name, image=draw_panel(runner.batch, self._channel_order))
 
     def on_loader_start(self, runner: Any) -> None:
         """Counts anew."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geopose.checkpoints import current_names, load_checkpoint, load_weights_strict
+from geopose.checkpoints import load_checkpoint, load_weights_strict
 from geopose.errors import InputError
 from geopose.models.build import channel_order
+from geopose.models.legacy import rename_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
         if cfg[key]:
             payload = load_checkpoint(cfg[key])
             _check_channel_order(payload, cfg, cfg[key])
-            weights = current_names(payload["model_state_dict"], str(cfg[key]))
+            weights = rename_state_dict(payload["model_state_dict"])
             loader(model, weights, str(cfg[key]))
 
 
