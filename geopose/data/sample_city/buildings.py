@@ -83,10 +83,23 @@ def roof_equipment(site: Site, rect: Rect, z: float, density: float = 1.0) -> No
         s, t = rng.uniform(s0 + 2, s1 - 2), rng.uniform(t0 + 2, t1 - 2)
         ring = site.centred_ring(s, t, size, 0.0)
         prism(site.world.mesh, ring, z, z + rng.uniform(2.2, 3.6), site.pick(site.style.walls))
+    if (s1 - s0) * (t1 - t0) > 900 and rng.random() < 0.5:
+        _skylights(site, (s0, t0, s1, t1), z)
+        density *= 0.4
     for _ in range(int(min(rng.poisson(density * (s1 - s0) * (t1 - t0) / 90), 24))):
         size = rng.uniform(1.2, 3.6), rng.uniform(1.2, 2.6)
         ring = site.centred_ring(rng.uniform(s0, s1), rng.uniform(t0, t1), size, 0.0)
         prism(site.world.mesh, ring, z, z + rng.uniform(0.7, 2.0), site.vary(STEEL, 16.0))
+
+
+def _skylights(site: Site, rect: Rect, z: float) -> None:
+    """A regular grid of low glass boxes on a large roof."""
+    s0, t0, s1, t1 = rect
+    step, glass = site.rng.uniform(7.0, 10.0), site.vary((150.0, 166.0, 176.0), 8.0)
+    for i in range(1, int((s1 - s0) / step)):
+        for j in range(1, int((t1 - t0) / step)):
+            ring = site.centred_ring(s0 + i * step, t0 + j * step, (3.0, 1.6), 0.0)
+            prism(site.world.mesh, ring, z, z + 0.5, glass)
 
 
 def house(site: Site, rect: Rect, storeys: int) -> None:

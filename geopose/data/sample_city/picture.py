@@ -56,10 +56,11 @@ def draw_scene(scene: Scene) -> NDArray[np.uint8]:
     height, width = scene.agl_m.shape
     top_m = max(float(np.ceil(scene.agl_m.max() / 10.0) * 10.0), 10.0)
     panels = [scene.rgb, _height_map(scene, top_m), _arrows(scene)]
+    angle_deg = np.degrees(scene.angle_rad)
     titles = [
         f"{scene.city} (synthetic), {scene.gsd_m:.2f} m/px",
         "height of what is seen, exact",
-        f"flow to the ground, {scene.scale_px_per_m:.2f} px/m, {np.degrees(scene.angle_rad):.0f} deg",
+        f"flow to the ground, {scene.scale_px_per_m:.2f} px/m, {angle_deg:.0f} deg",
     ]
     page = np.full(
         (height + _HEADER_PX + _MARGIN_PX, 3 * width + 4 * _MARGIN_PX + _BAR_PX, 3), 255, np.uint8

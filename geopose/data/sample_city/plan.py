@@ -29,6 +29,7 @@ from geopose.data.sample_city.site import MARKING, Rect, Site, World
 
 Span = tuple[float, float]
 STOREY_M = 3.2
+_DEEPEST_LOTS_M = 78.0
 _TREE_REACH_M = 22.0  # height of the tallest tree
 WATER: Color = (44.0, 66.0, 74.0)
 CONTAINERS: tuple[Color, ...] = ((150, 62, 48), (52, 88, 130), (70, 110, 84), (190, 150, 70))
@@ -183,6 +184,12 @@ def _houses(site: Site, rect: Rect) -> None:
     """Two rows of lots back to back: house, drive, lawn, trees."""
     rng = site.rng
     s0, t0, s1, t1 = rect
+    if t1 - t0 > _DEEPEST_LOTS_M:  # a lane through the middle gives the inside its own houses
+        middle = (t0 + t1) / 2
+        site.fill((s0, middle - 3.5, s1, middle + 3.5), site.style.asphalt)
+        _houses(site, (s0, t0, s1, middle - 3.5))
+        _houses(site, (s0, middle + 3.5, s1, t1))
+        return
     site.fill(rect, site.vary(site.style.grass, 8.0))
     middle, start = (t0 + t1) / 2, s0
     storeys = 1 if rng.random() < 0.35 else 2
@@ -205,7 +212,7 @@ def _houses(site: Site, rect: Rect) -> None:
                 site.fill((s - 3.5, t - 2.0, s + 3.5, t + 2.0), (78, 158, 176))
                 site.take((s - 3.5, t - 2.0, s + 3.5, t + 2.0))
         start += lot
-    site.trees(rect, 45.0, (5.0, 13.0))
+    site.trees(rect, 65.0, (5.0, 13.0))
 
 
 def _apartments(site: Site, rect: Rect) -> None:

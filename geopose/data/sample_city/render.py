@@ -120,7 +120,7 @@ def _nodata(rng: np.random.Generator, water: NDArray[np.bool_]) -> NDArray[np.bo
     """Irregular patches without height, 0.5 to 3 % of the image: part of the water, and blobs."""
     height, width = water.shape
     share = float(rng.uniform(0.006, 0.022))
-    step = 24
+    step = 40  # pixels, size of a patch
     coarse = rng.standard_normal((height // step + 4, width // step + 4), np.float32)
     field = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     wanted = max(math.ceil(share * field.size), 1)

@@ -102,7 +102,7 @@ def _solid_albedo(
     table = np.concatenate([mesh.color, mesh.ellipsoid_color]) / 255.0
     color = (table * table)[surface.ids].astype(np.float32)
     strength = np.full(len(table), 0.30, np.float32)
-    by_kind = np.array([0.03, 0.04, 0.08, 0.09], np.float32)
+    by_kind = np.array([0.03, 0.04, 0.065, 0.09], np.float32)
     strength[: mesh.face_count] = by_kind[mesh.kind]
     height, width = view.shape
     grain = noise.reshape(-1)[

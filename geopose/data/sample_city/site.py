@@ -167,12 +167,23 @@ class Site:
             rows += [row, row + depth + 0.2] if row + 2 * depth + aisle < t1 else [row]
             row += 2 * depth + 0.2 + aisle
         count = int((s1 - s0 - 2.0) / bay)
-        for row in rows:
+        filled *= self.rng.uniform(0.5, 1.3)
+        for number, row in enumerate(rows):
+            chance = filled * (1.1 - 0.7 * number / len(rows))  # nearest the entrance first
+            if self.rng.random() < 0.5:
+                self._island(s0 + 1.0 + bay * int(count * self.rng.uniform(0.2, 0.8)), row, depth)
             for i in range(count + 1):
                 s = s0 + 1.0 + i * bay
                 self.line((s, row), (s, row + depth), MARKING, 0.14)
-                if i < count and self.rng.random() < filled and self.free(s, row + depth / 2, 3.0):
+                if i < count and self.rng.random() < chance and self.free(s, row + depth / 2, 3.0):
                     self.car(s + bay / 2, row + depth / 2, math.pi / 2)
+        self.take(rect)
+
+    def _island(self, s: float, t: float, depth: float) -> None:
+        """A planted bay in a parking row."""
+        rect = (s + 0.3, t + 0.3, s + 2.4, t + depth - 0.3)
+        self.fill(rect, self.vary(self.style.grass, 6.0))
+        self.tree(s + 1.35, t + depth / 2, self.rng.uniform(4.5, 7.0), self.rng.uniform(1.6, 2.4))
         self.take(rect)
 
 

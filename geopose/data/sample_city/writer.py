@@ -7,9 +7,10 @@ holds the arguments, so that a rerun can complete the same data set and never mi
 
 import csv
 import json
-import logging
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,9 +22,7 @@ from geopose.data.io import atomic_path, partial_files, write_agl_cm, write_j2k,
 from geopose.data.layout import agl_name, vflow_name
 from geopose.data.sample_city.cities import CITIES, scene_parameters
 from geopose.data.sample_city.render import render_scene, scene_id, shape_of
-from geopose.errors import InputError
-
-logger = logging.getLogger(__name__)
+from geopose.errors import InputError, RunError
 
 MARKER = "sample_city.json"
 TRUTH_DIR = "test_truth"
@@ -142,9 +141,8 @@ def _claim(root: Path, spec: SampleSpec) -> None:
                 f"{root} holds a synthetic data set made with other arguments "
                 f"(see {marker}): choose another directory or delete it"
             )
-        return
     try:
-        if root.exists() and any(root.iterdir()):
+        if not marker.is_file() and root.exists() and any(root.iterdir()):
             raise InputError(f"{root} is not empty and no synthetic data set: choose a new one")
         for folder in ("train", "test", TRUTH_DIR):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -168,13 +166,24 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[None]:
             _write_scene(*job)
             yield
         return
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_prepare_worker) as pool:
         futures = [pool.submit(_write_scene, *job) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a rendering process died, perhaps for want of memory: use fewer --workers, "
+                "the same command completes the data set"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """One thread per process; an interrupt is the parent's business."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_scene(
