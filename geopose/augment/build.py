@@ -6,6 +6,7 @@ gsd, scale and angle and returns a crop of it with all five changed together.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 import albumentations as A
 import numpy as np
@@ -59,7 +60,9 @@ class Augmentation:
         """Makes the next calls follow from this number (0 to 2**32 - 1)."""
         self._rng = np.random.default_rng(seed)
         if self._colours is not None:
-            self._colours.set_random_seed(seed)
+            # Not its set_random_seed: that starts every transform at the same number, so that they
+            # all act or all rest together. Here they draw from one stream, one after the other.
+            self._colours.set_random_state(np.random.default_rng([seed, 1]), Random(seed))
 
     def __call__(
         self,
