@@ -1,0 +1,209 @@
+"""Scores a folder of predictions against a folder of truth: files in, table and JSON out."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from geopose.cli import ArgumentParser
+from geopose.data.io import CM_PER_M, NODATA_CM, atomic_path, read_agl_cm, read_vflow
+from geopose.errors import InputError
+from geopose.metrics import ERROR_NAMES, ScoreAccumulator
+
+logger = logging.getLogger(__name__)
+
+AGL_SUFFIX = "_AGL.tif"
+VFLOW_SUFFIX = "_VFLOW.json"
+_NAMED_AT_MOST = 3
+# What may lie beside predictions without being one of them: images and pictures, notes.
+_PREDICTION_KINDS = (".tif", ".tiff", ".json")
+_TITLES = {
+    "angle_deg": "angle, deg",
+    "scale_px_per_m": "scale, px/m",
+    "mag_px": "magnitude, px",
+    "epe_px": "end point, px",
+    "agl_m": "AGL, m",
+}
+
+
+def _ids(folder: Path, suffix: str) -> set[str]:
+    return {p.name.removesuffix(suffix) for p in folder.glob(f"*{suffix}") if p.name[0] != "."}
+
+
+def _list(names: Sequence[str]) -> str:
+    """The first few names and how many more there are."""
+    more = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def city_of(image_id: str) -> str:
+    """The file name up to its first underscore."""
+    return image_id.split("_", 1)[0]
+
+
+def _check_folder(folder: Path, what: str) -> None:
+    if not folder.is_dir():
+        raise InputError(
+            f"{what} {folder}: not a directory; give one that holds <id>{AGL_SUFFIX} and "
+            f"<id>{VFLOW_SUFFIX}"
+        )
+
+
+def find_pairs(predictions: Path, truth: Path, ignore: Path | None = None) -> list[str]:
+    """Image ids, sorted: the truth's files decide which there must be.
+
+    Args:
+        predictions: folder with exactly one AGL and one VFLOW file an id. RGB images and files
+            of other kinds may lie there too.
+        truth: folder with both files of every id; whatever else it holds does not count.
+        ignore: a file in `predictions` that is known not to be one (the JSON to be written).
+
+    Raises:
+        InputError: no such folder, no truth, or a file that is missing or should not be there.
+    """
+    _check_folder(predictions, "PREDICTIONS")
+    _check_folder(truth, "TRUTH")
+    ids = _ids(truth, AGL_SUFFIX)
+    if not ids:
+        raise InputError(f"TRUTH {truth}: holds no *{AGL_SUFFIX} file")
+    half = sorted(ids ^ _ids(truth, VFLOW_SUFFIX))
+    if half:
+        raise InputError(f"TRUTH {truth}: only one of AGL and VFLOW there is of {_list(half)}")
+    nameless = sorted(i for i in ids if not city_of(i))
+    if nameless:
+        raise InputError(
+            f"TRUTH {truth}: no city before the underscore in {nameless[0]}{AGL_SUFFIX}"
+        )
+    expected = {image_id + suffix for image_id in ids for suffix in (AGL_SUFFIX, VFLOW_SUFFIX)}
+    present = {p.name for p in predictions.iterdir() if p.is_file() and p.name[0] != "."}
+    missing = sorted(expected - present)
+    if missing:
+        raise InputError(
+            f"PREDICTIONS {predictions}: {len(missing)} missing: {_list(missing)}; every image of "
+            f"{truth} needs both files"
+        )
+    images = {p for p in present if p.rsplit(".", 1)[0].removesuffix("_RGB") in ids}
+    extra = [n for n in present - expected - images if n.lower().endswith(_PREDICTION_KINDS)]
+    if ignore is not None and ignore.resolve().parent == predictions.resolve():
+        extra = [name for name in extra if name != ignore.name]
+    if extra:
+        raise InputError(
+            f"PREDICTIONS {predictions}: {len(extra)} extra: {_list(sorted(extra))}; "
+            f"{truth} has no such image, remove it"
+        )
+    return sorted(ids)
+
+
+def _add_image(
+    accumulator: ScoreAccumulator, predictions: Path, truth: Path, image_id: str
+) -> None:
+    """Reads one image's four files, checks them, adds them to the score."""
+    true_cm = read_agl_cm(truth / (image_id + AGL_SUFFIX))
+    true_scale, true_angle = read_vflow(truth / (image_id + VFLOW_SUFFIX))
+    pred_scale, pred_angle = read_vflow(predictions / (image_id + VFLOW_SUFFIX))
+    path = predictions / (image_id + AGL_SUFFIX)
+    pred_cm = read_agl_cm(path)
+    if pred_cm.shape != true_cm.shape:
+        (height, width), (true_height, true_width) = pred_cm.shape, true_cm.shape
+        raise InputError(
+            f"{path}: {width} x {height} pixels, the truth has {true_width} x {true_height}"
+        )
+    unknown = int(np.count_nonzero(pred_cm == NODATA_CM))
+    if unknown:
+        raise InputError(
+            f"{path}: {unknown} pixels say {NODATA_CM} (no data); predict a height in every pixel"
+        )
+    # Both in float64: rounding centimetres to float32 metres would cost a perfect score its 1.
+    pred_agl_m = pred_cm / CM_PER_M
+    true_agl_m = np.where(true_cm == NODATA_CM, np.nan, true_cm / CM_PER_M)
+    accumulator.update(
+        city_of(image_id),
+        pred_agl_m,
+        pred_scale,
+        pred_angle,
+        true_agl_m,
+        true_scale,
+        true_angle,
+    )
+
+
+def evaluate(predictions: Path, truth: Path, ignore: Path | None = None) -> dict[str, Any]:
+    """The official score of a folder of predictions; one image in memory at a time.
+
+    Returns:
+        `ScoreAccumulator.result()`: NaN where the truth does not vary and R2 is undefined.
+
+    Raises:
+        InputError: a file that is missing, extra, unreadable, of another size than the truth, or
+            a predicted no-data pixel or non-finite number; it is named.
+    """
+    accumulator = ScoreAccumulator()
+    ids = find_pairs(predictions, truth, ignore)
+    for image_id in tqdm(ids, desc="evaluate", unit="image", disable=None):
+        _add_image(accumulator, predictions, truth, image_id)
+    return accumulator.result()
+
+
+def _number(value: float, width: int, digits: int = 3) -> str:
+    return f"{'undefined' if math.isnan(value) else f'{value:.{digits}f}':>{width}}"
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """The result as text: R2 values a city, then mean / RMS of every error."""
+    cities = result["cities"]
+    width = max(len("city"), *map(len, cities)) if cities else len("city")
+    lines = [f"{'city':<{width}} {'AGL R2':>10} {'flow R2':>10} {'score':>10}"]
+    for name, city in cities.items():
+        values = (city["agl_r2"], city["vflow_r2"], city["score"])
+        lines.append(f"{name:<{width}} " + " ".join(_number(v, 10, 4) for v in values))
+    titles = "".join(f"  {_TITLES[name]:>17}" for name in ERROR_NAMES)
+    lines += ["", "errors, mean / RMS", f"{'city':<{width}}{titles}"]
+    for name, city in cities.items():
+        pairs = (
+            f"  {_number(city['mean'][e], 7)} / {_number(city['rms'][e], 7)}" for e in ERROR_NAMES
+        )
+        lines.append(f"{name:<{width}}" + "".join(pairs))
+    lines += ["", f"score {_number(result['score'], 0, 4)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN, which JSON does not have, as null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """The result as JSON, complete or not at all; an undefined number is null."""
+    text = json.dumps(_without_nan(dict(result)), indent=2, allow_nan=False) + "\n"
+    with atomic_path(path) as partial:
+        partial.write_text(text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`evaluate.py PREDICTIONS TRUTH [--json FILE]`: prints the table, writes the JSON."""
+    parser = ArgumentParser(
+        prog="evaluate.py",
+        description="Score predictions with the official measure: R2 of heights and flow by city.",
+    )
+    parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="submission folder")
+    parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder with the true files")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    arguments = parser.parse_args(argv)
+    target = arguments.json
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise InputError(f"--json {target}: not a file name in a directory that exists")
+    result = evaluate(arguments.predictions, arguments.truth, target)
+    for name, city in result["cities"].items():
+        if math.isnan(city["score"]):
+            logger.warning("%s: the truth does not vary, so its R2 (and score) is undefined", name)
+    if target is not None:
+        write_json(target, result)
+    sys.stdout.write(format_table(result))
