@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from catalyst.core.callback import Callback
 from catalyst.core.engine import Engine
@@ -45,6 +46,8 @@ def build_engine(device: torch.device, precision: str, find_unused: bool) -> Geo
         precision: fp32, bf16, fp16 or amp (bf16 or fp16, as the GPU offers; fp32 on a CPU).
         find_unused: allow parameters without gradient under several processes.
     """
+    # accelerate keeps one state a process and refuses a second run with other settings
+    AcceleratorState._reset_state(reset_partial_state=True)
     if precision == "amp":
         on_gpu = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
         precision = on_gpu if device.type == "cuda" else "fp32"

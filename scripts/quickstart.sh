@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# From nothing to a scored submission on the built-in synthetic sample city, in about six minutes on
+# two CPU cores. Everything it makes is under runs/quickstart; what is already there is reused.
+#   ./scripts/quickstart.sh            first run, or go on where an earlier one stopped
+#   ./scripts/quickstart.sh --fresh    start over
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+out=runs/quickstart
+data=$out/data
+training=$out/training
+time_limit=300          # seconds for everything; training gets what the other steps leave
+other_steps=75          # seconds that inference, evaluation and the picture take afterwards
+least_training=60
+
+case "${1:-}" in
+    "") ;;
+    --fresh) rm -rf "$out" ;;
+    *) echo "error: $1: unknown argument; usage: ./scripts/quickstart.sh [--fresh]" >&2; exit 2 ;;
+esac
+
+cores=$("$PYTHON" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')
+SECONDS=0
+step() { echo "== $1" >&2; }
+
+step "1/6 sample city (synthetic)"
+"$PYTHON" -m geopose.data.sample_city --out "$data" --train 40 --test 8 --size 512 --seed 0 --workers "$cores"
+
+step "2/6 convert"
+"$PYTHON" convert_j2k.py --data-dir "$data" --workers "$cores"
+
+step "3/6 train"
+if [ -e "$training/finished" ]; then
+    echo "reusing the model in $training" >&2
+else
+    rm -rf "$training"
+    # One process of one thread a core: measured faster than threads, and far less sensitive to
+    # other programs on the machine. See docs/benchmarks.md.
+    seconds=$((time_limit - other_steps - SECONDS))
+    minutes=$("$PYTHON" -c "print(max($least_training, $seconds) / 60)")
+    OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$cores" \
+        train.py model=sample_unet train=sample optimizer=sample scheduler=1cycle \
+        dataset.data_dir="$data" experiment="$training" train.max_minutes="$minutes"
+    touch "$training/finished"
+fi
+
+step "4/6 predict with test-time augmentation"
+OMP_NUM_THREADS=1 "$PYTHON" submit_ddp.py configs/inference/quickstart.yaml --data-dir "$data" --nproc "$cores"
+
+step "5/6 evaluate with the official score"
+"$PYTHON" evaluate.py "$out/submission" "$data/test_truth" --json "$out/score.json"
+
+step "6/6 draw"
+"$PYTHON" -m geopose.output.preview --data-dir "$data" --predictions "$out/submission" \
+    --truth "$data/test_truth" --out "$out/preview.png"
+
+score=$("$PYTHON" -c "import json; print(f\"{json.load(open('$out/score.json'))['score']:.4f}\")")
+cat <<TEXT
+
+Score on held-out synthetic scenes (mean R2 of height and flow): $score
+  archive  $out/submission_compressed.tar.gz
+  picture  $out/preview.png
+  scores   $out/score.json
+  model    $training/checkpoints_mean_r2/best.pth
+  time     $SECONDS s after installation
+TEXT

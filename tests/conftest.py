@@ -1,0 +1,25 @@
+"""Shared by all tests: one thread, no network, and a small synthetic data set made once."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # an accidental download is an error, not a wait
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from geopose.data.convert import convert_directory
+from geopose.data.sample_city.writer import write_dataset
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted sample city: 4 cities of 3 training and 1 test scene of 96 px. Do not change."""
+    folder = tmp_path_factory.mktemp("sample")
+    write_dataset(folder, train=3, test=1, size=96, seed=3)
+    convert_directory(folder, workers=1, progress=False)
+    return folder

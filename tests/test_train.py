@@ -1,0 +1,218 @@
+"""Training as a user runs it: commands, run directory, checkpoints, several processes."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from geopose.checkpoints import load_checkpoint
+from geopose.errors import InputError
+from tests.training_run import score_of_checkpoint, tiny_overrides, train, weights
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_command_line(
+    arguments: list[str], cwd: Path, processes: int = 1, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The real train.py, as a program of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train.py")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    env.pop("DRIVENDATA_OVERHEAD_GEOPOSE", None)
+    return subprocess.run(
+        [*command, *arguments], cwd=cwd, env={**env, **environment}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(sample_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of five epochs, with panels."""
+    folder = tmp_path_factory.mktemp("runs") / "five"
+    return train(sample_dir, folder, "train.epochs=5", "train.show=true", "seed=5")
+
+
+def test_run_directory_is_complete(run_dir: Path) -> None:
+    assert (run_dir / "config.yaml").is_file()
+    assert list((run_dir / "tensorboard").rglob("*tfevents*"))
+    kept = sorted(p.name for p in (run_dir / "checkpoints_mean_r2").iterdir())
+    assert len([name for name in kept if name.startswith("epoch_")]) == 3
+    assert {"best.pth", "last.pth"} <= set(kept)
+    assert "best.pth" in {p.name for p in (run_dir / "checkpoints_loss").iterdir()}
+
+
+def test_best_checkpoint_is_the_best_epoch_and_scores_what_it_says(
+    run_dir: Path, sample_dir: Path
+) -> None:
+    folder = run_dir / "checkpoints_mean_r2"
+    best = load_checkpoint(folder / "best.pth")
+    kept = {p: load_checkpoint(p) for p in folder.glob("epoch_*.pth")}
+    scores = {p: c["metrics"]["valid"]["metrics/mean_r2"] for p, c in kept.items()}
+    assert best["epoch"] == kept[max(scores, key=lambda p: scores[p])]["epoch"]
+    claimed = best["metrics"]["valid"]["metrics/mean_r2"]
+    assert claimed == max(scores.values())
+    assert score_of_checkpoint(folder / "best.pth", sample_dir) == pytest.approx(claimed, abs=1e-4)
+    last = load_checkpoint(folder / "last.pth")
+    assert last["epoch"] == 5
+    assert last["metrics"]["valid"]["metrics/mean_r2"] <= claimed
+
+
+def test_checkpoint_says_what_it_is(run_dir: Path) -> None:
+    best = load_checkpoint(run_dir / "checkpoints_mean_r2" / "best.pth")
+    assert best["channel_order"] == "rgb"
+    assert best["units"]["agl"] == "m"
+    assert best["versions"]["torch"] == torch.__version__
+    assert best["checkpoint_data"]["config"]["model"]["slug"] == "sample_unet"
+    metrics = best["metrics"]["valid"]
+    assert {"loss", "agl", "magnitude", "metrics/agl_r2", "metrics/vflow_r2"} <= set(metrics)
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_one_seed_gives_one_model_whatever_the_workers(sample_dir: Path, tmp_path: Path) -> None:
+    one = train(sample_dir, tmp_path / "one", "train.epochs=1")
+    two = train(sample_dir, tmp_path / "two", "train.epochs=1", "train.loaders.train.num_workers=2")
+    other = train(sample_dir, tmp_path / "other", "train.epochs=1", "seed=43")
+    first, second, third = (
+        weights(run / "checkpoints_mean_r2" / "last.pth") for run in (one, two, other)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_every_switch_trains(sample_dir: Path, tmp_path: Path) -> None:
+    switches = (
+        "train.epochs=1",
+        "train.mixup=0.4",
+        "train.fast=true",
+        "train.downsample=2",
+        "train.augmentations=light",
+        "optimizer.accumulation=2",
+        "optimizer.precision=bf16",
+        "deterministic=true",
+        "detect_anomaly=true",
+        "channels_last=false",
+        "scheduler=plateau",
+        "dataset.fold_split=region",
+        "dataset.fold=3",
+        "loss=mse",
+    )
+    run = train(sample_dir, tmp_path / "run", *switches)
+    torch.use_deterministic_algorithms(False)
+    torch.autograd.set_detect_anomaly(False)
+    last = load_checkpoint(run / "checkpoints_mean_r2" / "last.pth")
+    assert math.isfinite(last["metrics"]["train"]["loss"])
+    assert [key for key in last["metrics"]["valid"] if key.startswith("metrics/SYD")]
+    assert not [key for key in last["metrics"]["valid"] if key.startswith("metrics/SYA")]
+
+
+def test_early_stopping_ends_a_run_that_does_not_improve(sample_dir: Path, tmp_path: Path) -> None:
+    run = train(sample_dir, tmp_path / "run", "train.epochs=40", "train.early_stopping=1")
+    folder = run / "checkpoints_mean_r2"
+    last, best = load_checkpoint(folder / "last.pth"), load_checkpoint(folder / "best.pth")
+    assert last["epoch"] < 40
+    assert last["epoch"] == best["epoch"] + 1
+
+
+def test_a_time_budget_ends_the_run_with_its_schedule_done(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    run = train(
+        sample_dir,
+        tmp_path / "run",
+        "train.epochs=100000",
+        "train.max_minutes=0.05",
+        "scheduler.min_lr=1e-5",
+    )
+    last = load_checkpoint(run / "checkpoints_mean_r2" / "last.pth")
+    assert 1 <= last["epoch"] < 100000
+    assert last["optimizer_state_dict"]["param_groups"][-1]["lr"] == pytest.approx(1e-5)
+
+
+def test_checkpoint_and_transfer_start_from_weights(
+    run_dir: Path, sample_dir: Path, tmp_path: Path
+) -> None:
+    source = run_dir / "checkpoints_mean_r2" / "best.pth"
+    still = ("train.epochs=1", "optimizer.lr=1e-12", "optimizer.clip_grad_norm=null")
+    for key in ("checkpoint", "transfer", "transfer_encoder_decoder"):
+        run = train(sample_dir, tmp_path / key, *still, f"{key}={source}")
+        got, wanted = weights(run / "checkpoints_mean_r2" / "last.pth"), weights(source)
+        name = "decoder.blocks.0.conv1.weight"
+        torch.testing.assert_close(got[name], wanted[name], atol=1e-6, rtol=0)
+        head = "agl_head.height.0.weight"
+        same_head = torch.allclose(got[head], wanted[head], atol=1e-6)
+        assert same_head == (key != "transfer_encoder_decoder")
+
+
+def test_a_run_is_never_overwritten(run_dir: Path, sample_dir: Path) -> None:
+    with pytest.raises(InputError, match="already holds a run"):
+        train(sample_dir, run_dir)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.data_dir=/no/such/dir", "/no/such/dir"),
+        ("dataset.fold=7", "dataset.fold"),
+        ("train.augmentations=soft", "soft"),
+        ("train.epochs=0", r"train\.epochs=0"),
+        ("optimizer.precision=half", "half"),
+        ("model.encoder.name=resnet999", "resnet999"),
+        ("model.encoder._target_=os.system", r"os\.system"),
+        ("checkpoint=/no/such.pth", "/no/such.pth"),
+        ("train.loaders.train.num_workers=-1", "num_workers"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing(
+    sample_dir: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(sample_dir, tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_channel_order_is_refused(run_dir: Path, sample_dir: Path, tmp_path: Path) -> None:
+    source = run_dir / "checkpoints_mean_r2" / "best.pth"
+    with pytest.raises(InputError, match=r"model\.channel_order=rgb"):
+        train(sample_dir, tmp_path / "run", "model.channel_order=bgr", f"transfer={source}")
+
+
+def test_command_line_trains_two_processes_and_counts_each_image_once(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    arguments = tiny_overrides(sample_dir, tmp_path / "run", "dataset.num_folds=3")
+    done = run_command_line(arguments, tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("epoch 2/2  train loss") == 1  # one line, of rank 0
+    last = tmp_path / "run" / "checkpoints_mean_r2" / "last.pth"
+    claimed = load_checkpoint(last)["metrics"]["valid"]["metrics/mean_r2"]
+    assert score_of_checkpoint(last, sample_dir) == pytest.approx(claimed, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.epoch=3"], "epoch"),
+        (["model=b9"], "b9"),
+        ([], "DRIVENDATA_OVERHEAD_GEOPOSE"),
+    ],
+)
+def test_command_line_refuses_in_few_lines_with_exit_code_2(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run_command_line(arguments, tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_launcher_argument_of_old_is_accepted(sample_dir: Path, tmp_path: Path) -> None:
+    arguments = ["--local-rank=0", *tiny_overrides(sample_dir, tmp_path / "run", "train.epochs=1")]
+    done = run_command_line(arguments, tmp_path, DRIVENDATA_OVERHEAD_GEOPOSE=str(sample_dir))
+    assert done.returncode == 0, done.stderr
+    last = load_checkpoint(tmp_path / "run" / "checkpoints_mean_r2" / "last.pth")
+    assert last["checkpoint_data"]["config"]["dataset"]["data_dir"] == str(sample_dir)
