@@ -187,6 +187,44 @@ def test_shadow_falls_away_from_the_sun():
     assert lit[72:].all()
 
 
+def test_shadow_lands_on_a_roof_seen_from_the_side():
+    scene = dataclasses.replace(
+        scene_parameters("SYA", 0, 0),
+        gsd_m=0.5,
+        sun_elevation_rad=math.radians(45.0),
+        sun_azimuth_rad=math.radians(90.0),
+    )
+    builder = MeshBuilder()
+    flat_building(builder, turned_rectangle(30.0, 30.0, 40.0, 40.0, 0.0), 0.0, 5.0, GRAY, GRAY, 0)
+    flat_building(builder, turned_rectangle(30.0, 30.0, 6.0, 6.0, 0.0), 5.0, 15.0, GRAY, GRAY, 0)
+    mesh, view = builder.build(), View((0.0, 0.8), 0.5, (0, 0), (120, 120))
+    lit = sun_mask(scene, mesh, view, rasterize(mesh, view))
+    # the lower roof is seen 4 px up; the tower, columns 54..66, throws 10 m = 20 px to the left
+    assert not lit[52:60, 36:52].any()
+    assert lit[52:60, 22:32].all()
+    assert lit[52:60, 68:98].all()
+    assert lit[44:48, 34:52].all()
+    assert lit[65, 22:98].all()
+
+
+def test_ids_name_the_face_whose_height_is_seen():
+    parameters = scene_parameters("SYD", 1, 0)
+    extent_m = 200 * parameters.gsd_m
+    mesh = build_world(parameters, (extent_m, extent_m)).mesh.build()
+    seen = rasterize(mesh, View(parameters.k, parameters.gsd_m, (0, 0), (200, 200)))
+    assert not seen.z_m[seen.ids == GROUND_ID].any()
+    rows, columns = np.nonzero((seen.ids >= 0) & (seen.ids < mesh.face_count))
+    z, verts = seen.z_m[rows, columns], mesh.verts[seen.ids[rows, columns]]
+    ground = np.column_stack([columns, rows]) + z[:, None] * np.array(parameters.k)
+    points = np.column_stack([ground * parameters.gsd_m, z])[:, None]
+    # the seen point lies in the plane and in the bounding box of the face that is named
+    assert (points > verts.min(axis=1, keepdims=True) - 1e-2).all()
+    assert (points < verts.max(axis=1, keepdims=True) + 1e-2).all()
+    normal = np.cross(verts[:, 1] - verts[:, 0], verts[:, 2] - verts[:, 0])
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    assert np.abs(((points[:, 0] - verts[:, 0]) * normal).sum(axis=1)).max() < 1e-2
+
+
 def test_scale_angle_and_gsd_follow_the_camera():
     for city, style in CITIES.items():
         drawn = [scene_parameters(city, index, 7) for index in range(30)]
@@ -197,6 +235,11 @@ def test_scale_angle_and_gsd_follow_the_camera():
             assert style.gsd_m[0] <= scene.gsd_m <= style.gsd_m[1]
             assert scene.k == pytest.approx(expected * angle_to_vector(scene.angle_rad))
         assert len({scene.angle_rad for scene in drawn}) == 30
+    share = {  # each city has a random stream of its own
+        round((scene_parameters(city, 0, 7).gsd_m - s.gsd_m[0]) / (s.gsd_m[1] - s.gsd_m[0]), 1)
+        for city, s in CITIES.items()
+    }
+    assert len(share) > 1
     gsds = sorted(style.gsd_m for style in CITIES.values())
     assert all(a[1] < b[0] for a, b in itertools.pairwise(gsds))
 

@@ -15,7 +15,7 @@ from geopose.data.sample_city.mesh import Kind, Mesh
 from geopose.data.sample_city.raster import Buffers, View, newell, rasterize
 
 _SHADOW_BIAS_M = 0.4  # about one pixel of the steepest lit surface
-_SKY = np.array([0.25, 0.29, 0.36], np.float32)
+_SKY = np.array([0.28, 0.32, 0.385], np.float32)
 _SUN = np.array([0.80, 0.76, 0.68], np.float32)
 _LINEAR = ((np.arange(256) / 255.0) ** 2).astype(np.float32)  # display value -> linear
 _AMBIENT_REACH_M = 14.0
