@@ -53,7 +53,7 @@ def test_a_broken_file_is_named_and_the_rest_converted(
     assert "OMA_001_RGB.j2k: broken image (truncated" in output.err
     assert "Traceback" not in output.err
     assert not broken.with_suffix(".png").exists()
-    assert len(list(data_dir.glob("train/*.png"))) == 2
+    assert len(list(data_dir.glob("train/[!.]*.png"))) == 2
 
 
 def test_the_environment_names_the_directory(
@@ -61,7 +61,7 @@ def test_the_environment_names_the_directory(
 ) -> None:
     monkeypatch.setenv("DRIVENDATA_OVERHEAD_GEOPOSE", str(data_dir))
     assert _run() == 0
-    assert len(list(data_dir.glob("train/*.png"))) == 3
+    assert len(list(data_dir.glob("train/[!.]*.png"))) == 3
 
 
 def test_bad_usage_is_one_line_and_exit_code_2(
@@ -85,18 +85,18 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_clears_up(data_dir: Pa
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and not list(data_dir.glob("train/*.png")):
+    while process.poll() is None and not list(data_dir.glob("train/[!.]*.png")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
     process.kill()
     process.wait()
-    for png in data_dir.glob("train/*.png"):
+    for png in data_dir.glob("train/[!.]*.png"):
         assert np.array_equal(read_rgb(png), read_rgb(png.with_suffix(".j2k")))
     stale = data_dir / "train" / ".big_0_RGB.partial-0123abcd.png"
     stale.write_bytes(b"half")
     assert _run("--data-dir", data_dir) == 0
     assert not stale.exists()
-    assert len(list(data_dir.glob("train/*.png"))) == 9
+    assert len(list(data_dir.glob("train/[!.]*.png"))) == 9
 
 
 @pytest.mark.skipif(not TILES.is_dir(), reason=f"{TILES} is not there")

@@ -44,7 +44,7 @@ def convert_directory(data_dir: Path, workers: int, progress: bool = True) -> Co
         InputError: there is no .j2k file.
     """
     folders = [data_dir / split for split in SPLIT_CSV if (data_dir / split).is_dir()]
-    sources = sorted(path for folder in folders for path in folder.glob("*.j2k"))
+    sources = sorted(path for folder in folders for path in folder.glob("[!.]*.j2k"))
     if not sources:
         raise InputError(f"no .j2k files in {data_dir}/train or {data_dir}/test; check --data-dir")
     for folder in folders:
