@@ -187,6 +187,11 @@ def test_downsampling_is_an_area_mean_with_labels_to_match() -> None:
     assert odd.image.shape[:2] == odd.agl_m.shape == (32, 48)
 
 
+def test_an_image_too_small_to_shrink_is_named() -> None:
+    with pytest.raises(InputError, match="5 x 1 pixels cannot be shrunk 2 times"):
+        build_augmentation("none", None, 2)(*_scene(0.0, (1, 5)))
+
+
 def test_very_wide_images_can_be_warped() -> None:
     image = np.zeros((40, 40_000, 3), np.uint8)
     sample = Sample(image, np.ones((40, 40_000), np.float32), 0.5, 1.0, 0.0)

@@ -14,9 +14,11 @@ from geopose.augment.build import build_augmentation
 from geopose.data import dataset as dataset_module
 from geopose.data.dataset import GeoposeDataset, normalize_image, worker_init_fn
 from geopose.data.io import read_agl_m, read_rgb, write_agl_cm
-from geopose.data.layout import ImageRecord, read_split
+from geopose.data.layout import ImageRecord, check_sizes, read_split
 from geopose.errors import InputError
-from tests.tiny_data import heights, smooth_rgb, write_data_dir
+from tests.tiny_data import REALDATA, heights, smooth_rgb, write_data_dir
+
+TILES = REALDATA / "autzen_geopose_tiles"
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,26 @@ def test_unconverted_images_give_one_warning(
     assert [record.getMessage()[:20] for record in caplog.records] == ["2 of 2 images are re"]
     error = sample[keys.INPUT_IMAGE_KEY] - normalize_image(smooth_rgb(64, 64, 0), "rgb")
     assert float(error.abs().mean()) < 0.2
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, True])
+def test_a_bad_seed_is_named(records: list[ImageRecord], seed: Any) -> None:
+    with pytest.raises(InputError, match="seed is"):
+        GeoposeDataset(records, "rgb", seed=seed)
+
+
+@pytest.mark.skipif(not TILES.is_dir(), reason=f"{TILES} is not there")
+def test_real_tiles_listed_as_tiff_need_no_conversion(tmp_path: Path) -> None:
+    (tmp_path / "train").symlink_to(TILES.resolve())
+    names = [path.name.removesuffix("_RGB.tif") for path in sorted(TILES.glob("*_RGB.tif"))]
+    rows = [f"{name},{name}_AGL.tif,{name}_VFLOW.json,{name}_RGB.tif" for name in names]
+    (tmp_path / "geopose_train.csv").write_text("\n".join(["id,agl,json,rgb", *rows]))
+    meta = [f"{name},EUG,0.5" for name in names]
+    (tmp_path / "metadata.csv").write_text("\n".join(["id,city,gsd", *meta]))
+    tiles = read_split(tmp_path, "train")
+    check_sizes(tiles)
+    batch = next(iter(DataLoader(_light(tiles), batch_size=8)))
+    assert batch[keys.INPUT_IMAGE_KEY].shape == (8, 3, 32, 32)
+    # photographed with 1 px/m east and north at 0.5 m: zooming keeps the product with gsd
+    product = batch[keys.TARGET_VFLOW_SCALE] * batch[keys.INPUT_GROUND_SAMPLE_DISTANCE]
+    assert product[[0, 2, 3], 0].tolist() == pytest.approx([2**0.5 / 2] * 3, rel=1e-5)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.augment.height import shrink_heights, warp_heights
+from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, SYMMETRY, Symmetry, transform_gsd, transform_scale_angle
 
 _MARGIN_PX = 3  # cubic interpolation reaches two pixels further than the crop
@@ -187,6 +188,10 @@ class _Source:
         self._factor = factor
         height, width = sample.image.shape[:2]
         self.size = (height // factor, width // factor)
+        if min(self.size) < 1:
+            raise InputError(
+                f"an image of {width} x {height} pixels cannot be shrunk {factor} times"
+            )
 
     def window(
         self, top: int, left: int, height: int, width: int

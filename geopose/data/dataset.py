@@ -102,6 +102,8 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise InputError(f"seed is {seed!r}, expected a whole number from 0")
         if augmentation is not None and not has_targets:
             raise ValueError("an augmentation changes scale and gsd: it needs the targets")
         self.records = list(records)
