@@ -144,3 +144,8 @@ def test_an_unknown_schedule_is_named() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     with pytest.raises(InputError, match=r"scheduler\.name=cosine"):
         build_scheduler(optimizer, {"name": "cosine"}, lambda step: 0.0, 1e-3, "max")
+
+
+def test_a_schedule_never_raises_the_rate_above_the_optimizers() -> None:
+    with pytest.raises(InputError, match=r"scheduler\.min_lr"):
+        rates("cos", lr=1e-6)

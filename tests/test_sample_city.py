@@ -322,6 +322,17 @@ def test_command_writes_and_says_that_it_is_synthetic(tmp_path, capsys):
     assert len(read_split(out, "train")) == 1
 
 
+def test_pictures_are_small_and_show_three_panels(tmp_path, capsys):
+    folder = tmp_path / "docs" / "images"
+    assert run_command(main, ["--picture", str(folder), "--cities", "SYA", "SYB"]) == 0
+    assert capsys.readouterr().out.count("synthetic") == 2
+    for city in ("SYA", "SYB"):
+        path = folder / f"sample_city_{city}.jpg"
+        assert path.stat().st_size < 250_000
+        assert read_rgb(path).shape[1] > 3 * 400
+    assert len(list(folder.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [

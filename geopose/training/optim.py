@@ -126,9 +126,12 @@ def build_scheduler(
         with the metric after every epoch.
 
     Raises:
-        InputError: unknown name.
+        InputError: unknown name, or a rate in it above the optimizer's.
     """
     name = cfg["name"]
+    for key in ("min_lr", "start_lr", "end_lr"):
+        if cfg.get(key, 0.0) > lr:
+            raise InputError(f"scheduler.{key}={cfg[key]} is above the optimizer's rate {lr}")
     if name == "plateau":
         return ReduceLROnPlateau(
             optimizer,
