@@ -294,7 +294,10 @@ def read_agl_m(path: Path | str) -> NDArray[np.float32]:
     Raises:
         InputError: missing or broken file, or not a single-channel 16-bit unsigned TIFF.
     """
-    return _cm_to_m(read_agl_cm(path))
+    agl_cm = read_agl_cm(path)
+    agl_m = agl_cm.astype(np.float32) / np.float32(CM_PER_M)
+    agl_m[agl_cm == NODATA_CM] = np.nan
+    return agl_m
 
 
 def read_agl_cm(path: Path | str) -> NDArray[np.uint16]:
@@ -323,13 +326,6 @@ def read_agl_cm(path: Path | str) -> NDArray[np.uint16]:
     if array.shape != (page.imagelength, page.imagewidth):
         array = array.reshape(page.imagelength, page.imagewidth)
     return np.asarray(array, dtype=np.uint16)
-
-
-def _cm_to_m(agl_cm: NDArray[np.uint16]) -> NDArray[np.float32]:
-    agl_m = agl_cm.astype(np.float32)
-    agl_m /= np.float32(CM_PER_M)
-    agl_m[agl_cm == NODATA_CM] = np.nan
-    return agl_m
 
 
 def write_agl_cm(path: Path | str, agl_m: NDArray[np.floating], allow_nodata: bool = False) -> None:
