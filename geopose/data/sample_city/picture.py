@@ -20,16 +20,18 @@ _MAX_BYTES = 240_000
 _ARROW_STEP_PX = 32
 _INK = (30, 30, 30)
 _NO_DATA = (200, 200, 200)
+# scenes of seed 0 that show several kinds of block; cities not listed show scene 0
+_SHOWN_INDEX = {"SYA": 5, "SYB": 1, "SYC": 4, "SYD": 5}
 
 
-def write_picture(folder: Path | str, city: str, seed: int, index: int = 0) -> Path:
+def write_picture(folder: Path | str, city: str, seed: int, index: int | None = None) -> Path:
     """Renders a scene and writes `folder/sample_city_<CITY>.jpg`.
 
     Args:
         folder: made if missing.
         city: synthetic city.
         seed: as in `render_scene`.
-        index: which scene of the city.
+        index: which scene of the city; None: one that was chosen for the documentation.
 
     Returns:
         The path of the picture.
@@ -38,6 +40,8 @@ def write_picture(folder: Path | str, city: str, seed: int, index: int = 0) -> P
         InputError: unknown city, negative seed, or `folder` cannot be a directory.
         RunError: the file cannot be written.
     """
+    if index is None:
+        index = _SHOWN_INDEX.get(city, 0)
     scene = render_scene(city, index, SIZE_PX, seed)
     picture = draw_scene(scene)
     path = Path(folder) / f"sample_city_{city}.jpg"
