@@ -21,7 +21,9 @@ class CityStyle:
     """Everything that makes one city differ from the others. Angles in degrees.
 
     `azimuths_deg` are ranges of the flow angle (0 = down the image, 90 = right);
-    `sun_azimuth_deg` has the same sense and points towards the sun.
+    `sun_azimuth_deg` has the same sense and points towards the sun. `blocks` weighs the uses of
+    `plan.BLOCKS`; the upper end of `tower_m` bounds every height, so it also sets how far beyond the
+    image the world is built.
     """
 
     name: str
