@@ -319,6 +319,16 @@ def test_an_output_folder_that_cannot_be_made(setup, tmp_path, capsys):
     assert "cannot write to" in capsys.readouterr().err
 
 
+def test_fp16_without_a_gpu_computes_in_float32_and_says_so(setup, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
+    assert run(config, setup / "data", f"submission_dir={tmp_path}/fp32") == 0
+    assert run(config, setup / "data", "inference.fp16=True") == 0
+    assert "computing in float32" in caplog.text
+    names = [tmp_path / name / "submission_compressed.tar.gz" for name in ("fp32", "out")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
 def test_rgb_under_other_names_and_formats(setup, tmp_path):
     """Users' own images: listed as .png, id unlike the file name."""
     data = tmp_path / "data"

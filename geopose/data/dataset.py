@@ -114,7 +114,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         self.repeats = repeats
         # In shared memory, so that loader workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        _warn_unconverted(self.records)
+        warn_unconverted(self.records)
 
     def __len__(self) -> int:
         return len(self.records) * self.repeats
@@ -188,7 +188,7 @@ def _scalar(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float32)
 
 
-def _warn_unconverted(records: Sequence[ImageRecord]) -> None:
+def warn_unconverted(records: Sequence[ImageRecord]) -> None:
     """One warning for each process when images will be decoded from JPEG 2000."""
     global _warned_unconverted
     count = sum(record.rgb_file().suffix.lower() in (".j2k", ".jp2") for record in records)

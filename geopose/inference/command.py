@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from threading import RLock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tqdm import tqdm
 
 from geopose import distributed
 from geopose.cli import ArgumentParser, setup_logging
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
 from geopose.errors import GeoposeError, InputError, RunError
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
-from geopose.inference.run import run_inference
+from geopose.inference.run import load_entry, run_inference
 
-_LOG = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 _MEETING_TIME = timedelta(minutes=5)
 
@@ -38,6 +39,11 @@ class _Job:
     configs: list[InferenceConfig]
     data_dir: Path
     visualize: bool
+
+    def check_models(self) -> None:
+        """Loads every model once and lets go of it, so that a long run does not meet a bad one."""
+        for entry in {entry for config in self.configs for entry in config.models}:
+            load_entry(entry)
 
     def run(self) -> None:
         """Runs the configs in turn, on every process alike."""
@@ -105,7 +111,10 @@ def _job(arguments: Namespace) -> _Job:
     configs = load_configs(files, overrides)
     data_dir = resolve_data_dir(arguments.data_dir)
     read_split(data_dir, "test")
-    return _Job(configs, data_dir, arguments.visualize)
+    job = _Job(configs, data_dir, arguments.visualize)
+    if len(configs) > 1:
+        job.check_models()
+    return job
 
 
 def _run_here(job: _Job) -> None:
@@ -137,6 +146,8 @@ def _process_count(wanted: int | None) -> int:
 
 def _run_spawned(job: _Job, processes: int) -> None:
     """Starts the processes, waits, and turns whatever happens to one of them into one error."""
+    job.check_models()  # quicker, and quieter, than all processes finding out
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says it again
     # This process keeps the meeting point, so its port cannot be lost to anybody else.
     store = dist.TCPStore(_HOST, 0, None, True, _MEETING_TIME, wait_for_workers=False)
     errors: SimpleQueue = mp.get_context("spawn").SimpleQueue()
@@ -177,6 +188,7 @@ def _child(local_rank: int, processes: int, port: int, errors: SimpleQueue, job:
         TORCHELASTIC_RESTART_COUNT="0",
     )
     setup_logging()
+    tqdm.set_lock(RLock())  # its default is shared between processes, and leaks when one is killed
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
     distributed.init_from_env()
     try:

@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from geopose import distributed
-from geopose.checkpoints import load_model
+from geopose.checkpoints import LoadedModel, load_model
+from geopose.data.dataset import warn_unconverted
 from geopose.data.io import partial_files, read_rgb
 from geopose.data.layout import ImageRecord, read_split, viz_name
 from geopose.errors import GeoposeError, RunError
-from geopose.inference.config import InferenceConfig
+from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
 from geopose.inference.tta import Prediction, Tta
 from geopose.output.archive import write_archive
@@ -98,6 +99,10 @@ def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = Fal
     folder = config.submission_dir / PREDICTIONS_FOLDER
     archive = config.submission_dir / ARCHIVE_NAME
     _together(lambda: _make_folders(config.submission_dir, visualize))
+    if distributed.is_main():
+        warn_unconverted(records)
+        if config.fp16 and device.type != "cuda":
+            _LOG.warning("inference.fp16 needs a CUDA device; computing in float32")
     started = time.perf_counter()
     outputs = _Outputs(config.submission_dir, records, visualize)
     try:
@@ -121,6 +126,12 @@ def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = Fal
     return RunReport(len(records), seconds, archive)
 
 
+def load_entry(entry: ModelEntry) -> LoadedModel:
+    """The model of one entry of `ensemble.models`; InputError if its files cannot be used."""
+    loaded = load_model(entry.files)
+    return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
+
+
 def _together(step: Callable[[], Result]) -> Result:
     """Runs a step on all processes; if it fails on one of them, all raise that error."""
     result: Result | None = None
@@ -141,14 +152,7 @@ def _prepare(
     """Reads the list of images and loads every model; writes nothing."""
     records = read_split(data_dir, "test")
     half = config.fp16 and device.type == "cuda"
-    if config.fp16 and not half and distributed.is_main():
-        _LOG.warning("inference.fp16 needs a CUDA device; computing in float32")
-    members = []
-    for entry in config.models:
-        loaded = load_model(entry.files)
-        if entry.downsample is not None:
-            loaded = replace(loaded, downsample=entry.downsample)
-        members.append(Member(loaded, half))
+    members = [Member(load_entry(entry), half) for entry in config.models]
     ensemble = PoseEnsemble(members, Tta.from_name(config.tta), config.tta_mode)
     return records, ensemble.to(device).eval()
 
@@ -206,7 +210,12 @@ def _predict_share(
     share = distributed.shard(len(records))
     failed: list[tuple[int, str]] = []
     with (
-        tqdm(total=len(share), unit="image", disable=not distributed.is_main()) as progress,
+        tqdm(
+            total=len(share),
+            unit="image",
+            desc=f"process 1 of {distributed.world_size()}",
+            disable=not distributed.is_main(),
+        ) as progress,
         torch.inference_mode(),
     ):
         for batch in _batches(_load(records, share, config.num_workers), config.batch_size):
@@ -226,12 +235,15 @@ def _predict_share(
 
 def _load(records: Sequence[ImageRecord], share: range, workers: int) -> Iterator[_Image]:
     """Images of a share in order, read ahead by at most as many workers as there are cores."""
-    cores = len(os.sched_getaffinity(0))
+    workers = min(workers, len(share), len(os.sched_getaffinity(0)))
     loader = DataLoader(
         _Images(records),
         batch_size=None,
         sampler=list(share),
-        num_workers=min(workers, len(share), cores),
+        num_workers=workers,
+        # Spawned processes would start their workers by spawning: seconds each, and a worker that
+        # loses its parent while it starts never ends.
+        multiprocessing_context="fork" if workers else None,
     )
     return iter(loader)
 
