@@ -22,8 +22,8 @@ class CityStyle:
 
     `azimuths_deg` are ranges of the flow angle (0 = down the image, 90 = right);
     `sun_azimuth_deg` has the same sense and points towards the sun. `blocks` weighs the uses of
-    `plan.BLOCKS`. `tower_m` is the range of high-rises; its upper end, about the tallest roof of the
-    city, also sets how far beyond the image the world is built.
+    `plan.BLOCKS`. `tower_m` is the range of high-rises; its upper end, about the tallest roof of
+    the city, also sets how far beyond the image the world is built.
     """
 
     name: str
