@@ -1,0 +1,106 @@
+"""Draws predictions beside the truth: a data directory, two folders of poses in, one picture out.
+
+    python -m geopose.output.compare --data-dir DIR --predictions DIR --truth DIR --out preview.png
+"""
+
+import argparse
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from geopose.cli import ArgumentParser, run_command
+from geopose.data.io import read_agl_m, read_rgb, read_vflow
+from geopose.data.layout import (
+    ImageRecord,
+    agl_name,
+    read_split,
+    resolve_data_dir,
+    vflow_name,
+)
+from geopose.errors import InputError
+from geopose.output.preview import Pose, PreviewRow, draw_preview
+
+logger = logging.getLogger(__name__)
+
+
+def read_pose(folder: Path, rgb_name: str) -> Pose:
+    """The height map and flow that belong to an image, from a folder of `_AGL` and `_VFLOW` files.
+
+    Raises:
+        InputError: one of the two is missing or unreadable.
+    """
+    agl, vflow = folder / agl_name(rgb_name), folder / vflow_name(rgb_name)
+    for path in (agl, vflow):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file, but {rgb_name} is in the test split")
+    return Pose(read_agl_m(agl), *read_vflow(vflow))
+
+
+def spread_over_cities(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """`count` records, one city after the other in turn, as they come in the file."""
+    by_city: dict[str, list[ImageRecord]] = defaultdict(list)
+    for record in records:
+        by_city[record.city].append(record)
+    rounds = max(len(group) for group in by_city.values())
+    turns = [group[i] for i in range(rounds) for group in by_city.values() if i < len(group)]
+    return turns[:count]
+
+
+def draw_comparison(
+    data_dir: Path, predictions: Path, truth: Path, out: Path, count: int, heading: str
+) -> None:
+    """Draws `count` scenes of the test split: image, true and predicted height and flow.
+
+    Raises:
+        InputError: a scene without prediction or truth, or an unreadable file.
+    """
+    rows = []
+    for record in spread_over_cities(read_split(data_dir, "test"), count):
+        rows.append(
+            PreviewRow(
+                record.image_id,
+                read_rgb(record.rgb_file()),
+                read_pose(truth, record.rgb.name),
+                read_pose(predictions, record.rgb.name),
+            )
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_preview(out, rows, heading)
+    logger.info("%d scenes drawn in %s", len(rows), out)
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = ArgumentParser(
+        prog="python -m geopose.output.compare", description="Draws predictions beside the truth."
+    )
+    parser.add_argument("--data-dir", help="data directory ($DRIVENDATA_OVERHEAD_GEOPOSE)")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
+    parser.add_argument("--truth", type=Path, required=True, help="folder of true files")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png, .jpg)")
+    parser.add_argument("--count", type=_positive, default=4, help="scenes to draw (4)")
+    parser.add_argument("--heading", default="", help="a line above the picture")
+    arguments = parser.parse_args(argv)
+    if arguments.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"--out {arguments.out}: the picture must end in .png or .jpg")
+    draw_comparison(
+        resolve_data_dir(arguments.data_dir),
+        arguments.predictions,
+        arguments.truth,
+        arguments.out,
+        arguments.count,
+        arguments.heading,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
