@@ -1,0 +1,110 @@
+"""What is handed in and what is looked at: archive, prediction files, pictures."""
+
+import gzip
+import math
+import tarfile
+
+import numpy as np
+import pytest
+
+from geopose.data.io import read_rgb, read_vflow
+from geopose.errors import RunError
+from geopose.output.archive import write_archive
+from geopose.output.preview import Pose, PreviewRow, draw_preview, save_visualization
+from geopose.output.writer import write_prediction
+
+
+def make_files(folder, names=("b_AGL.tif", "a_VFLOW.json")):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(name.encode() * 1000)
+    return list(names)
+
+
+def test_archive_bytes_depend_on_names_and_content_only(tmp_path):
+    names = make_files(tmp_path / "one")
+    make_files(tmp_path / "two")
+    (tmp_path / "two/a_VFLOW.json").chmod(0o600)
+    write_archive(tmp_path / "1.tar.gz", tmp_path / "one", names)
+    write_archive(tmp_path / "other_name.tar.gz", tmp_path / "two", names[::-1])
+    first = (tmp_path / "1.tar.gz").read_bytes()
+    assert first == (tmp_path / "other_name.tar.gz").read_bytes()
+    with tarfile.open(tmp_path / "1.tar.gz") as archive:
+        assert archive.getnames() == sorted(names)
+        assert {member.mode for member in archive} == {0o644}
+
+
+@pytest.mark.parametrize("names", [["b_AGL.tif", "c_AGL.tif"], []])
+def test_archive_with_something_missing_is_not_written(tmp_path, names):
+    make_files(tmp_path / "files")
+    with pytest.raises(RunError, match="not written"):
+        write_archive(tmp_path / "a.tar.gz", tmp_path / "files", names)
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+def test_archive_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
+    names = make_files(tmp_path / "files")
+    write = gzip.GzipFile.write
+    monkeypatch.setattr(gzip.GzipFile, "write", lambda s, d: write(s, bytes(d).replace(b"a", b"b")))
+    with pytest.raises(RunError, match=r"a\.tar\.gz"):
+        write_archive(tmp_path / "a.tar.gz", tmp_path / "files", names)
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+@pytest.mark.parametrize(("scale", "angle"), [(math.nan, 1.0), (-1.0, 1.0), (1.0, math.inf)])
+def test_a_prediction_is_written_whole_or_not_at_all(tmp_path, scale, angle):
+    agl_m = np.ones((4, 5), np.float32)
+    write_prediction(tmp_path, "X_1_RGB.j2k", agl_m, 1.5, -math.pi / 2)
+    assert read_vflow(tmp_path / "X_1_VFLOW.json") == pytest.approx((1.5, 1.5 * math.pi))
+    with pytest.raises(RunError, match="X_1_VFLOW"):
+        write_prediction(tmp_path, "X_1_RGB.j2k", agl_m, scale, angle)
+    assert list(tmp_path.iterdir()) == []  # an earlier run's files would pass for this one's
+
+
+def hill(size):
+    rows, columns = np.indices(size)
+    top = np.hypot(rows - size[0] / 2, columns - size[1] / 2)
+    return np.clip(20 - top, 0, None).astype(np.float32)
+
+
+def red(picture):
+    """Pixels in the colour of the arrows."""
+    rgb = picture.astype(int)
+    return (rgb[..., 0] > 180) & (rgb[..., 1] < 90) & (rgb[..., 2] < 90)
+
+
+def test_arrows_point_along_the_flow(tmp_path):
+    """Angle pi/2 points right: the arrows' heads, wider than their shafts, lie right of centre."""
+    rgb = np.full((64, 64, 3), 90, np.uint8)
+    centres = []
+    for angle in (math.pi / 2, 3 * math.pi / 2):
+        save_visualization(tmp_path / "X_VIZ.png", rgb, hill((64, 64)), 0.4, angle)
+        centres.append(np.argwhere(red(read_rgba(tmp_path / "X_VIZ.png"))).mean(axis=0))
+    right, left = centres
+    assert right[1] > left[1] + 4
+    assert abs(right[0] - left[0]) < 4
+
+
+def read_rgba(path):
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 200), (200, 30), (1, 1), (2048, 1500)])
+def test_pictures_of_any_size(tmp_path, size):
+    rgb = np.zeros((*size, 3), np.uint8)
+    save_visualization(tmp_path / "X_VIZ.jpg", rgb, hill(size), 1.0, 1.0)
+    assert max(read_rgb(tmp_path / "X_VIZ.jpg").shape) > 300
+
+
+@pytest.mark.parametrize("truth", ["some", "none", "flat"])
+def test_preview_with_unknown_and_flat_heights(tmp_path, truth):
+    agl_m = {"some": hill((64, 80)), "none": np.full((64, 80), np.nan), "flat": np.zeros((64, 80))}
+    true = agl_m[truth].copy()
+    true[:5] = np.nan
+    rgb = np.full((64, 80, 3), 90, np.uint8)
+    pose = Pose(hill((64, 80)), 0.5, 2.0)
+    rows = [PreviewRow("one", rgb, Pose(true, 0.0, 0.0), pose), PreviewRow("two", rgb, pose, pose)]
+    draw_preview(tmp_path / "p.png", rows, "heading")
+    assert min(read_rgba(tmp_path / "p.png").shape[:2]) > 300
