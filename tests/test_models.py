@@ -229,7 +229,7 @@ def test_a_config_that_says_no_channel_order_means_bgr() -> None:
         ("encoder", {"_target_": ["os", "system"]}, "os"),
         ("agl_head", {"_target_": "torch.hub.load"}, "torch.hub.load"),
         ("agl_head", {"num_upsample_block": 1}, "num_upsample_block"),
-        ("agl_head", {"num_upsample_blocks": 3}, "divisible by 4"),
+        ("agl_head", {"num_upsample_blocks": 3}, "finer than the image"),
         ("agl_head", {"channels": [1]}, "channels"),
         ("agl_head", {"activation": "tanhh"}, "tanhh"),
         ("agl_head", {"_target_": HEADS + "OnlyAGLHead"}, "BasicOrientationScaleHead"),

@@ -113,15 +113,17 @@ class GeoposeUNetModel(nn.Module):
             N x 1; OUTPUT_VFLOW_DIRECTION (sin a, cos a), N x 2, not normalised. All float32.
         """
         height, width = image.shape[-2:]
+        # Without asking whether there is anything to pad or resize: an exported network then takes
+        # every size, not only those that answer like the one it was traced with.
         padding = (0, -width % self.stride, 0, -height % self.stride)
-        if padding != (0, 0, 0, 0):
-            image = F.pad(image, padding, mode="replicate")
+        image = F.pad(image, padding, mode="replicate")
         encoded = self.encoder(image)
         agl, magnitude = self.agl_head(self.decoder(encoded), gsd)
         direction, scale = self.orientation_head(encoded)
-        agl = self._to_image(agl, image.shape[-2:])[..., :height, :width]
+        crop = (0, -padding[1], 0, -padding[3])  # a slice would be tied to the traced size again
+        agl = F.pad(self._to_image(agl, image.shape[-2:]), crop)
         if magnitude is not None:
-            magnitude = self._to_image(magnitude, image.shape[-2:])[..., :height, :width]
+            magnitude = F.pad(self._to_image(magnitude, image.shape[-2:]), crop)
         if scale is None:
             scale = least_squares_scale(agl, magnitude)
         if magnitude is None:
@@ -135,8 +137,6 @@ class GeoposeUNetModel(nn.Module):
             keys.OUTPUT_VFLOW_DIRECTION: direction,
         }
 
-    @staticmethod
-    def _to_image(x: Tensor, size: torch.Size) -> Tensor:
+    def _to_image(self, x: Tensor, size: torch.Size) -> Tensor:
         """A head's map at the (padded) image's resolution, float32."""
-        x = x.float()
-        return x if x.shape[-2:] == size else resize(x, size)
+        return x.float() if self.agl_head.stride == 1 else resize(x.float(), size)

@@ -21,6 +21,15 @@ def with_gsd(x: Tensor, gsd_m: Tensor) -> Tensor:
     return torch.cat([x, plane], dim=1)
 
 
+def _stride_after(stride: int, doublings: int) -> int:
+    """Pixels a cell after some doublings; ValueError where that is finer than the image."""
+    if stride % 2**doublings:
+        raise ValueError(
+            f"{doublings} upsample blocks on a map of stride {stride} are finer than the image"
+        )
+    return stride // 2**doublings
+
+
 def _last_conv(in_channels: int) -> nn.Conv2d:
     conv = conv3x3(in_channels, 1)
     nn.init.constant_(conv.bias, _START_BIAS)  # type: ignore[arg-type]
@@ -68,6 +77,7 @@ class SimpleAGLHead(nn.Module):
         activation: str = "silu",
     ) -> None:
         super().__init__()
+        self.stride = _stride_after(strides[0], 1)
         self.dropout = nn.Dropout2d(dropout_rate)
         self.height = _UpsampledBranch(channels[0], embedding_size, activation, uses_gsd=True)
         self.magnitude = _UpsampledBranch(channels[0], embedding_size, activation, uses_gsd=False)
@@ -115,6 +125,7 @@ class AGLHead(nn.Module):
         output_gain: float = 1.0,
     ) -> None:
         super().__init__()
+        self.stride = _stride_after(strides[0], num_upsample_blocks)
         self.output_gain = output_gain
         self.dropout = nn.Dropout2d(dropout_rate)
         self.upsample, width = _upsample_stages(channels[0], num_upsample_blocks, activation)
@@ -155,6 +166,7 @@ class HyperColumnAGLHead(nn.Module):
         self, channels: Sequence[int], strides: Sequence[int], dropout_rate: float = 0.0
     ) -> None:
         super().__init__()
+        self.stride = strides[0]
         self.dropout = nn.Dropout2d(dropout_rate)
         self.height = nn.ModuleList(conv3x3(c + 1, 1) for c in channels)
         self.magnitude = nn.ModuleList(conv3x3(c, 1) for c in channels)
