@@ -1,9 +1,9 @@
 """Makes torchvision importable beside a torch build that its compiled extension does not fit.
 
 timm, pytorch-toolbelt and catalyst import torchvision, whose import fails ("operator
-torchvision::nms does not exist") where pip paired a CPU torch with a CUDA torchvision. Nothing here
-uses those operators, so declaring their schemas is enough. Call `ensure_torchvision` before the first
-import of any of the three; a machine whose extension loads is left as it is.
+torchvision::nms does not exist") where pip paired a CPU torch with a CUDA torchvision. Nothing
+here uses those operators, so declaring their schemas is enough. Call `ensure_torchvision` before
+the first import of any of the three; a machine whose extension loads is left as it is.
 """
 
 import importlib.util

@@ -113,8 +113,8 @@ class GeoposeUNetModel(nn.Module):
             N x 1; OUTPUT_VFLOW_DIRECTION (sin a, cos a), N x 2, not normalised. All float32.
         """
         height, width = image.shape[-2:]
-        # Without asking whether there is anything to pad or resize: a question would tie an exported
-        # network to the sizes that answer like the one it was traced with.
+        # Without asking whether there is anything to pad or resize: a question would tie an
+        # exported network to the sizes that answer like the one it was traced with.
         padding = (0, -width % self.stride, 0, -height % self.stride)
         image = F.pad(image, padding, mode="replicate")
         encoded = self.encoder(image)
