@@ -67,6 +67,11 @@ def flow_px(
     return np.stack([magnitude_px * direction[0], magnitude_px * direction[1]])
 
 
+def flow_map(magnitude_px: Tensor, direction: Tensor) -> Tensor:
+    """Flow vectors (x, y): N x 1 x H x W lengths and N x 2 directions -> N x 2 x H x W."""
+    return magnitude_px * direction[:, :, None, None]
+
+
 def transform_scale_angle(
     scale_px_per_m: float, angle_rad: float, linear: NDArray[np.floating]
 ) -> tuple[float, float]:

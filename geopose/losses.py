@@ -182,6 +182,8 @@ class LossSum(nn.Module):
         for loss, (prefix, output_key, target_key, weight) in zip(
             self.losses, self._wiring, strict=True
         ):
+            if output_key not in output:
+                raise InputError(f"loss {prefix}: this model has no output {output_key}")
             predicted = output[output_key]
             with torch.autocast(predicted.device.type, enabled=False):
                 term = loss(predicted.float(), batch[target_key].float())

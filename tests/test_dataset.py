@@ -12,7 +12,12 @@ from torch.utils.data import DataLoader
 from geopose import keys
 from geopose.augment.build import build_augmentation
 from geopose.data import dataset as dataset_module
-from geopose.data.dataset import GeoposeDataset, normalize_image, worker_init_fn
+from geopose.data.dataset import (
+    GeoposeDataset,
+    denormalize_image,
+    normalize_image,
+    worker_init_fn,
+)
 from geopose.data.io import read_agl_m, read_rgb, write_agl_cm
 from geopose.data.layout import ImageRecord, check_sizes, read_split
 from geopose.errors import InputError
@@ -201,3 +206,25 @@ def test_real_tiles_listed_as_tiff_need_no_conversion(tmp_path: Path) -> None:
     # photographed with 1 px/m east and north at 0.5 m: zooming keeps the product with gsd
     product = batch[keys.TARGET_VFLOW_SCALE] * batch[keys.INPUT_GROUND_SAMPLE_DISTANCE]
     assert product[[0, 2, 3], 0].tolist() == pytest.approx([2**0.5 / 2] * 3, rel=1e-5)
+
+
+def test_cached_samples_are_the_same_and_need_no_files(tmp_path: Path) -> None:
+    records = read_split(write_data_dir(tmp_path / "data", ["JAX"], suffix=".png"), "train")
+    augmentation = build_augmentation("safe", 32)
+    kept = GeoposeDataset(records, "rgb", augmentation, seed=1, repeats=3, cache=True)
+    fresh = GeoposeDataset(records, "rgb", augmentation, seed=1, repeats=3)
+    wanted = [fresh[i] for i in range(3)]
+    first = kept[0]
+    for path in (tmp_path / "data" / "train").iterdir():
+        path.unlink()
+    for got, expected in zip([first, kept[1], kept[2]], wanted, strict=True):
+        for key in (keys.INPUT_IMAGE_KEY, keys.TARGET_AGL_MASK, keys.TARGET_VFLOW_ANGLE):
+            torch.testing.assert_close(got[key], expected[key], equal_nan=True, atol=0, rtol=0)
+    with pytest.raises(InputError):
+        fresh[0]
+
+
+def test_a_normalised_image_can_be_seen_again() -> None:
+    rgb = smooth_rgb(8, 8)
+    for order in ("rgb", "bgr"):
+        np.testing.assert_array_equal(denormalize_image(normalize_image(rgb, order), order), rgb)

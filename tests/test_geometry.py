@@ -11,6 +11,7 @@ from geopose.geometry import (
     SYMMETRY,
     angle_difference,
     angle_to_vector,
+    flow_map,
     flow_px,
     transform_gsd,
     transform_scale_angle,
@@ -78,3 +79,10 @@ def test_zero_scale_keeps_a_direction() -> None:
     scale, angle = transform_scale_angle(0.0, 0.7, np.diag([-1.0, 1.0]))
     assert scale == 0.0
     assert angle == pytest.approx(2 * math.pi - 0.7)
+
+
+def test_flow_map_points_along_the_direction() -> None:
+    flow = flow_map(torch.full((2, 1, 2, 3), 5.0), torch.tensor([[0.6, 0.8], [1.0, 0.0]]))
+    assert flow.shape == (2, 2, 2, 3)
+    torch.testing.assert_close(flow[0, :, 1, 2], torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(flow[1, :, 0, 0], torch.tensor([5.0, 0.0]))

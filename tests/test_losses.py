@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from geopose import keys, losses
 from geopose.errors import InputError
+from geopose.geometry import flow_map
 
 NAN = math.nan
 LOSS_CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "loss").glob("*.yaml"))
@@ -125,7 +126,12 @@ def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(path: Path) 
     loss = losses.build_loss(OmegaConf.load(path))
     agl = torch.rand(2, 1, 4, 4) * 50
     direction = torch.nn.functional.normalize(torch.randn(2, 2))
-    truth = {"AGL_MASK": agl, "MAGNITUDE_MASK": agl * 0.5, "VFLOW_DIRECTION": direction}
+    truth = {
+        "AGL_MASK": agl,
+        "MAGNITUDE_MASK": agl * 0.5,
+        "VFLOW_DIRECTION": direction,
+        "FLOW_MASK": flow_map(agl * 0.5, direction),
+    }
     batch = {f"TARGET_{name}": value.clone() for name, value in truth.items()}
     batch[keys.TARGET_AGL_MASK][0, 0, :2] = NAN
     right = loss({f"OUTPUT_{name}": value for name, value in truth.items()}, batch)

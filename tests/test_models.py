@@ -19,6 +19,7 @@ from geopose.models.build import build_model, channel_order, model_slug
 from geopose.models.decoder import BLOCK_TYPES, UPSAMPLES
 from geopose.models.encoders import TimmEncoder
 from geopose.models.geopose_unet import GeoposeUNetModel, least_squares_scale
+from geopose.models.heads import FlowOrientationHead
 from geopose.models.legacy import published_to_current, rename_state_dict
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
@@ -57,6 +58,7 @@ def run(model: GeoposeUNetModel, *shape: int) -> dict[str, Tensor]:
 def assert_whole(output: dict[str, Tensor], n: int, height: int, width: int) -> None:
     """The contract of the outputs: names, shapes, float32, ranges."""
     shapes = {name: tuple(value.shape) for name, value in output.items()}
+    assert shapes.pop(keys.OUTPUT_FLOW_MASK, (n, 2, height, width)) == (n, 2, height, width)
     assert shapes == {
         keys.OUTPUT_AGL_MASK: (n, 1, height, width),
         keys.OUTPUT_MAGNITUDE_MASK: (n, 1, height, width),
@@ -121,10 +123,15 @@ def test_decoder_options(block_type: str, upsample: str) -> None:
         ({"_target_": "SimpleAGLHead", "embedding_size": 6}, "Basic"),
         ({"_target_": "HyperColumnAGLHead", "dropout_rate": 0.1}, "BasicScale"),
         ({"_target_": "OnlyAGLHead"}, "BasicScale"),
+        ({"_target_": "AGLHead", "num_upsample_blocks": 0}, "Flow"),
     ],
 )
 def test_heads_train_and_predict(agl_head: dict[str, Any], orientation_head: str) -> None:
-    names = {"Basic": "BasicOrientationHead", "Dense": "DenseOrientationHead"}
+    names = {
+        "Basic": "BasicOrientationHead",
+        "Dense": "DenseOrientationHead",
+        "Flow": "FlowOrientationHead",
+    }
     orientation = names.get(orientation_head, "BasicOrientationScaleHead")
     model = build_model(
         tiny_config(
@@ -326,3 +333,37 @@ def test_published_names() -> None:
         assert published_to_current(same) == same
     with pytest.raises(InputError, match=r"norm1\.running_mean"):
         rename_state_dict({name: 1, "decoder.blocks.2.norm1.running_mean": 2})
+
+
+def test_agreeing_flow_gives_a_unit_direction_and_opposed_flow_gives_none() -> None:
+    head = FlowOrientationHead([4], embedding_size=4).eval()
+    last = head.flow[-1]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    torch.nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([3.0, 4.0]))
+        agreed = head([torch.randn(2, 4, 8, 8)])
+        last.bias.zero_()
+        none = head([torch.randn(2, 4, 8, 8)])
+    torch.testing.assert_close(agreed.direction, torch.tensor([[0.6, 0.8]] * 2), atol=1e-3, rtol=0)
+    assert agreed.flow is not None
+    torch.testing.assert_close(agreed.flow[0, :, 3, 5], torch.tensor([30.0, 40.0]))
+    torch.testing.assert_close(none.direction, torch.zeros(2, 2))
+
+
+def test_a_loss_on_an_output_that_the_model_lacks_is_named() -> None:
+    loss = losses.build_loss(
+        {
+            "losses": [
+                {
+                    "prefix": "flow",
+                    "output_key": keys.OUTPUT_FLOW_MASK,
+                    "target_key": keys.TARGET_FLOW_MASK,
+                    "loss": {"_target_": "geopose.losses.MSELossWithIgnore"},
+                }
+            ]
+        }
+    )
+    with pytest.raises(InputError, match="OUTPUT_FLOW_MASK"):
+        loss({}, {})

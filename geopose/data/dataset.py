@@ -28,6 +28,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CHANNEL_ORDERS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}
 
+_Files = tuple[NDArray[np.uint8], tuple[NDArray[np.float32], float, float] | None]
+
 _LOG = logging.getLogger(__name__)
 _warned_unconverted = False
 
@@ -89,6 +91,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         seed: of the augmentation.
         repeats: how often each image is drawn in an epoch, each time augmented anew; the length is
             `len(records) * repeats`.
+        cache: keep decoded files in memory; each loader worker keeps its own.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         has_targets: bool = True,
         seed: int = 0,
         repeats: int = 1,
+        cache: bool = False,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
@@ -112,6 +116,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         self.has_targets = has_targets
         self.seed = seed
         self.repeats = repeats
+        self._cache: dict[int, _Files] | None = {} if cache else None
         # In shared memory, so that loader workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         warn_unconverted(self.records)
@@ -135,15 +140,11 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
 
     def _sample(self, index: int) -> dict[str, Any]:
         record = self.records[index % len(self.records)]
-        rgb = read_rgb(record.rgb_file())
+        rgb, truth = self._files(index % len(self.records))
         gsd_m = record.gsd_m
         targets: dict[str, Tensor] = {}
-        if self.has_targets:
-            if record.agl is None or record.vflow is None:
-                raise InputError(f"{record.where}: there are no heights and flow to learn from")
-            agl_m = read_agl_m(record.agl)
-            check_same_size(record, rgb.shape, agl_m.shape)
-            scale_px_per_m, angle_rad = read_vflow(record.vflow)
+        if truth is not None:
+            agl_m, scale_px_per_m, angle_rad = truth
             if self.augmentation is not None:
                 self.augmentation.set_seed(self._sample_seed(index))
                 rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = self.augmentation(
@@ -158,6 +159,22 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             keys.INPUT_GROUND_SAMPLE_DISTANCE: _scalar(gsd_m),
             **targets,
         }
+
+    def _files(self, number: int) -> _Files:
+        """What the files of a record hold, from memory if they have been kept."""
+        if self._cache is not None and number in self._cache:
+            return self._cache[number]
+        record = self.records[number]
+        files: _Files = (read_rgb(record.rgb_file()), None)
+        if self.has_targets:
+            if record.agl is None or record.vflow is None:
+                raise InputError(f"{record.where}: there are no heights and flow to learn from")
+            agl_m = read_agl_m(record.agl)
+            check_same_size(record, files[0].shape, agl_m.shape)
+            files = (files[0], (agl_m, *read_vflow(record.vflow)))
+        if self._cache is not None:
+            self._cache[number] = files
+        return files
 
     def _sample_seed(self, index: int) -> int:
         sequence = np.random.SeedSequence([self.seed, int(self._epoch), index])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geopose import keys
-from geopose.construct import as_mapping, check_keys, construct
+from geopose.construct import as_mapping, check_keys, construct, split_target
 from geopose.errors import InputError
 from geopose.geometry import vector_to_angle
 from geopose.models.blocks import resize
@@ -38,7 +38,7 @@ class GeoposeUNetModel(nn.Module):
         encoder: image -> maps, fine to coarse; with `channels` and `strides`.
         decoder: encoder maps -> decoder maps, fine to coarse.
         agl_head: (decoder maps, gsd) -> (height, magnitude or None).
-        orientation_head: encoder maps -> (direction, scale or None).
+        orientation_head: encoder maps (decoder maps if it `reads_decoder`) -> Orientation.
 
     Attributes:
         stride: images are padded to multiples of it, at the right and the bottom.
@@ -84,11 +84,11 @@ class GeoposeUNetModel(nn.Module):
             channels=list(maps.channels),
             strides=list(maps.strides),
         )
+        where = "model.orientation_head"
+        head, _ = split_target(parts["orientation_head"], ORIENTATION_HEADS, where)
+        source = maps if head.reads_decoder else encoder  # type: ignore[attr-defined]
         orientation_head = construct(
-            parts["orientation_head"],
-            ORIENTATION_HEADS,
-            "model.orientation_head",
-            channels=list(encoder.channels),
+            parts["orientation_head"], ORIENTATION_HEADS, where, channels=list(source.channels)
         )
         if (
             not getattr(agl_head, "predicts_magnitude", True)
@@ -110,7 +110,8 @@ class GeoposeUNetModel(nn.Module):
         Returns:
             OUTPUT_AGL_MASK (metres) and OUTPUT_MAGNITUDE_MASK (pixels), N x 1 x H x W, >= 0;
             OUTPUT_VFLOW_SCALE (pixels per metre) and OUTPUT_VFLOW_ANGLE (radians in [0, 2 pi)),
-            N x 1; OUTPUT_VFLOW_DIRECTION (sin a, cos a), N x 2, not normalised. All float32.
+            N x 1; OUTPUT_VFLOW_DIRECTION (sin a, cos a), N x 2, not normalised; from a head that
+            predicts it also OUTPUT_FLOW_MASK (pixels), N x 2 x H x W. All float32.
         """
         height, width = image.shape[-2:]
         # Without asking whether there is anything to pad or resize: a question would tie an
@@ -118,8 +119,10 @@ class GeoposeUNetModel(nn.Module):
         padding = (0, -width % self.stride, 0, -height % self.stride)
         image = F.pad(image, padding, mode="replicate")
         encoded = self.encoder(image)
-        agl, magnitude = self.agl_head(self.decoder(encoded), gsd)
-        direction, scale = self.orientation_head(encoded)
+        decoded = self.decoder(encoded)
+        agl, magnitude = self.agl_head(decoded, gsd)
+        reads_decoder = self.orientation_head.reads_decoder
+        direction, scale, flow = self.orientation_head(decoded if reads_decoder else encoded)
         crop = (0, -padding[1], 0, -padding[3])  # a slice would be tied to the traced size again
         agl = F.pad(self._to_image(agl, image.shape[-2:]), crop)
         if magnitude is not None:
@@ -129,13 +132,16 @@ class GeoposeUNetModel(nn.Module):
         if magnitude is None:
             magnitude = agl * scale[:, :, None, None]
         direction = direction.float()
-        return {
+        outputs = {
             keys.OUTPUT_AGL_MASK: agl,
             keys.OUTPUT_MAGNITUDE_MASK: magnitude,
             keys.OUTPUT_VFLOW_SCALE: scale,
             keys.OUTPUT_VFLOW_ANGLE: vector_to_angle(direction)[:, None],
             keys.OUTPUT_VFLOW_DIRECTION: direction,
         }
+        if flow is not None:
+            outputs[keys.OUTPUT_FLOW_MASK] = F.pad(self._to_image(flow, image.shape[-2:]), crop)
+        return outputs
 
     def _to_image(self, x: Tensor, size: torch.Size) -> Tensor:
         """A head's map at the (padded) image's resolution, float32."""

@@ -1,10 +1,11 @@
 """Heads: feature maps and gsd in; height (m), magnitude (px), direction and scale out.
 
-Height heads return maps at `stride` pixels a cell, both ReLU-positive; orientation heads return one
-vector (sin a, cos a) (any length) an image, and the dense ones with a scale also pixels per metre.
+Height heads return maps at `stride` pixels a cell, both ReLU-positive; orientation heads return an
+`Orientation`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +187,20 @@ class HyperColumnAGLHead(nn.Module):
         return F.relu(height), F.relu(magnitude)
 
 
+class Orientation(NamedTuple):
+    """What an orientation head predicts for N images.
+
+    Attributes:
+        direction: N x 2, (sin a, cos a) of any length.
+        scale: N x 1, pixels per metre; None = left to least squares.
+        flow: N x 2 x h x w, the flow of every pixel in pixels (x, y); None = not predicted.
+    """
+
+    direction: Tensor
+    scale: Tensor | None = None
+    flow: Tensor | None = None
+
+
 class BasicOrientationHead(nn.Module):
     """Global average pool of the coarsest encoder map, linear, activation, linear to 2.
 
@@ -195,6 +210,7 @@ class BasicOrientationHead(nn.Module):
     """
 
     predicts_scale = False
+    reads_decoder = False
 
     def __init__(
         self, channels: Sequence[int], dropout_rate: float = 0.2, activation: str = "silu"
@@ -208,9 +224,9 @@ class BasicOrientationHead(nn.Module):
             nn.Linear(width, 2),
         )
 
-    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """(direction N x 2, None)."""
-        return self.orientation(maps[-1].mean(dim=(2, 3))), None
+    def forward(self, maps: list[Tensor]) -> Orientation:
+        """The direction."""
+        return Orientation(self.orientation(maps[-1].mean(dim=(2, 3))))
 
 
 class DenseOrientationHead(nn.Module):
@@ -229,6 +245,7 @@ class DenseOrientationHead(nn.Module):
     """
 
     predicts_scale = False
+    reads_decoder = False
 
     def __init__(
         self,
@@ -255,13 +272,13 @@ class DenseOrientationHead(nn.Module):
         if self.predicts_scale:
             self.scale = nn.Conv2d(width, 1, kernel_size=1)
 
-    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """(direction N x 2, scale N x 1 in px/m or None)."""
+    def forward(self, maps: list[Tensor]) -> Orientation:
+        """The direction, and the scale if this head predicts it."""
         x = self.features(maps[self.layer])
         direction = self.direction(x).mean(dim=(2, 3))
         if not self.predicts_scale:
-            return direction, None
-        return direction, F.softplus(self.scale(x).float().mean(dim=(2, 3)))
+            return Orientation(direction)
+        return Orientation(direction, F.softplus(self.scale(x).float().mean(dim=(2, 3))))
 
 
 class BasicOrientationScaleHead(DenseOrientationHead):
@@ -270,11 +287,57 @@ class BasicOrientationScaleHead(DenseOrientationHead):
     predicts_scale = True
 
 
+class FlowOrientationHead(nn.Module):
+    """Every pixel of the finest decoder map predicts its flow vector; their mean is the direction.
+
+    The mean flow is divided by the mean length, so that agreeing pixels give a unit vector. Tall
+    surfaces count more, as their flow is longer. The map itself can be supervised
+    (OUTPUT_FLOW_MASK), which teaches the angle far sooner than one vector an image does.
+
+    Args:
+        channels: of the decoder's maps, fine to coarse.
+        embedding_size: channels of the hidden 3x3 convolution.
+        activation: after it.
+        output_gain: factor on the flow, which is tens of pixels where networks start near 1.
+    """
+
+    predicts_scale = False
+    reads_decoder = True
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        embedding_size: int = 32,
+        activation: str = "relu",
+        output_gain: float = 10.0,
+    ) -> None:
+        super().__init__()
+        self.output_gain = output_gain
+        self.flow = nn.Sequential(
+            conv3x3(channels[0], embedding_size, bias=False),
+            nn.BatchNorm2d(embedding_size),
+            activation_layer(activation),
+            conv3x3(embedding_size, 2),
+        )
+
+    def forward(self, maps: list[Tensor]) -> Orientation:
+        """Direction and flow map."""
+        flow = self.flow(maps[0]).float() * self.output_gain
+        # Not torch's norm: its gradient at a zero vector is no number.
+        length = (flow.square().sum(dim=1, keepdim=True) + 1e-6).sqrt().mean(dim=(2, 3))
+        return Orientation(flow.mean(dim=(2, 3)) / (length + 1e-3), flow=flow)
+
+
 _HERE = "geopose.models.heads."
 AGL_HEADS: dict[str, Callable[..., nn.Module]] = {
     _HERE + c.__name__: c for c in (SimpleAGLHead, AGLHead, OnlyAGLHead, HyperColumnAGLHead)
 }
 ORIENTATION_HEADS: dict[str, Callable[..., nn.Module]] = {
     _HERE + c.__name__: c
-    for c in (BasicOrientationHead, DenseOrientationHead, BasicOrientationScaleHead)
+    for c in (
+        BasicOrientationHead,
+        DenseOrientationHead,
+        BasicOrientationScaleHead,
+        FlowOrientationHead,
+    )
 }

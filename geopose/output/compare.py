@@ -56,16 +56,15 @@ def draw_comparison(
     Raises:
         InputError: a scene without prediction or truth, or an unreadable file.
     """
-    rows = []
-    for record in spread_over_cities(read_split(data_dir, "test"), count):
-        rows.append(
-            PreviewRow(
-                record.image_id,
-                read_rgb(record.rgb_file()),
-                read_pose(truth, record.rgb.name),
-                read_pose(predictions, record.rgb.name),
-            )
+    rows = [
+        PreviewRow(
+            record.image_id,
+            read_rgb(record.rgb_file()),
+            read_pose(truth, record.rgb.name),
+            read_pose(predictions, record.rgb.name),
         )
+        for record in spread_over_cities(read_split(data_dir, "test"), count)
+    ]
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_preview(out, rows, heading)
     logger.info("%d scenes drawn in %s", len(rows), out)

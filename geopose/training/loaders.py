@@ -58,9 +58,10 @@ def build_loaders(
         build_augmentation(train["augmentations"], train["crop_size"], downsample),
         seed=cfg["seed"],
         repeats=train["crops_per_image"],
+        cache=train["cache"],
     )
     whole = build_augmentation("none", None, downsample) if downsample > 1 else None
-    valid_set = GeoposeDataset(valid_records, order, whole)
+    valid_set = GeoposeDataset(valid_records, order, whole, cache=train["cache"])
     common = {"worker_init_fn": worker_init_fn, "pin_memory": device.type == "cuda"}
     sampler = DistributedSampler(train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"])
     return {

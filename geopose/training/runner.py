@@ -24,7 +24,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from geopose.distributed import gather_objects, is_distributed
-from geopose.keys import INPUT_IMAGE_KEY
+from geopose.geometry import flow_map
+from geopose.keys import (
+    INPUT_IMAGE_KEY,
+    TARGET_FLOW_MASK,
+    TARGET_MAGNITUDE_MASK,
+    TARGET_VFLOW_DIRECTION,
+)
 from geopose.training.callbacks import broadcast_buffers
 from geopose.training.mixup import mix_batch
 
@@ -143,11 +149,15 @@ class GeoposeRunner(SupervisedRunner):
             broadcast_buffers(self.engine.unwrap_model(self.model))
 
     def on_batch_start(self, runner: Any) -> None:
-        """Moves the batch to the device, and mixes it if asked to."""
+        """Moves the batch to the device, adds the flow map, and mixes the batch if asked to."""
         self.batch = send_to_device(self.batch, self.engine.device, non_blocking=True)
         if self._parts.channels_last:
             images = self.batch[INPUT_IMAGE_KEY]
             self.batch[INPUT_IMAGE_KEY] = images.contiguous(memory_format=torch.channels_last)
+        # Made here and not by the loader: it follows from what the batch holds already.
+        self.batch[TARGET_FLOW_MASK] = flow_map(
+            self.batch[TARGET_MAGNITUDE_MASK], self.batch[TARGET_VFLOW_DIRECTION]
+        )
         super().on_batch_start(runner)
         if self.is_train_loader and self._parts.mixup > 0:
             self.batch = mix_batch(self.batch, self._parts.mixup)

@@ -84,9 +84,9 @@ class SceneParameters:
 
 SUBURB = CityStyle(
     name="SYA",
-    gsd_m=(0.36, 0.42),
-    off_nadir_deg=(20.0, 32.0),
-    azimuths_deg=((15.0, 75.0), (195.0, 235.0)),
+    gsd_m=(0.34, 0.39),
+    off_nadir_deg=(24.0, 35.0),
+    azimuths_deg=((0.0, 65.0),),
     sun_elevation_deg=(44.0, 58.0),
     sun_azimuth_deg=(10.0, 55.0),
     block_m=(70.0, 130.0),
@@ -110,9 +110,9 @@ SUBURB = CityStyle(
 
 DOWNTOWN = CityStyle(
     name="SYB",
-    gsd_m=(0.48, 0.54),
-    off_nadir_deg=(13.0, 25.0),
-    azimuths_deg=((95.0, 150.0), (285.0, 330.0)),
+    gsd_m=(0.41, 0.46),
+    off_nadir_deg=(18.0, 29.0),
+    azimuths_deg=((290.0, 360.0),),
     sun_elevation_deg=(48.0, 62.0),
     sun_azimuth_deg=(-50.0, -15.0),
     block_m=(70.0, 120.0),
@@ -142,9 +142,9 @@ DOWNTOWN = CityStyle(
 
 DRYLAND = CityStyle(
     name="SYC",
-    gsd_m=(0.58, 0.66),
+    gsd_m=(0.47, 0.53),
     off_nadir_deg=(26.0, 37.0),
-    azimuths_deg=((225.0, 275.0), (340.0, 370.0)),
+    azimuths_deg=((105.0, 180.0),),
     sun_elevation_deg=(50.0, 66.0),
     sun_azimuth_deg=(120.0, 165.0),
     block_m=(95.0, 180.0),
@@ -168,11 +168,11 @@ DRYLAND = CityStyle(
 
 OLD_TOWN = CityStyle(
     name="SYD",
-    gsd_m=(0.70, 0.80),
+    gsd_m=(0.54, 0.60),
     off_nadir_deg=(22.0, 36.0),
-    azimuths_deg=((60.0, 110.0), (160.0, 190.0)),
+    azimuths_deg=((50.0, 120.0),),
     sun_elevation_deg=(38.0, 52.0),
-    sun_azimuth_deg=(-30.0, 20.0),
+    sun_azimuth_deg=(65.0, 105.0),
     block_m=(65.0, 125.0),
     depth_m=(58.0, 95.0),
     street_m=(11.0, 18.0),
