@@ -38,20 +38,20 @@ else
     seconds=$((time_limit - other_steps - SECONDS))
     minutes=$("$PYTHON" -c "print(max($least_training, $seconds) / 60)")
     OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$cores" \
-        train.py model=sample_unet train=sample optimizer=sample scheduler=1cycle \
-        dataset.data_dir="$data" experiment="$training" train.max_minutes="$minutes"
+        train.py model=sample_unet loss=huber_cos_flow optimizer=sample scheduler=sample train=sample \
+        batch_size=4 dataset.data_dir="$data" experiment="$training" train.max_minutes="$minutes"
     touch "$training/finished"
 fi
 
 step "4/6 predict with test-time augmentation"
-OMP_NUM_THREADS=1 "$PYTHON" submit_ddp.py configs/inference/quickstart.yaml --data-dir "$data" --nproc "$cores"
+OMP_NUM_THREADS=1 "$PYTHON" submit_ddp.py configs/inference/sample.yaml --data-dir "$data" --nproc "$cores"
 
 step "5/6 evaluate with the official score"
 "$PYTHON" evaluate.py "$out/submission" "$data/test_truth" --json "$out/score.json"
 
 step "6/6 draw"
-"$PYTHON" -m geopose.output.preview --data-dir "$data" --predictions "$out/submission" \
-    --truth "$data/test_truth" --out "$out/preview.png"
+"$PYTHON" -m geopose.output.compare --data-dir "$data" --predictions "$out/submission" \
+    --truth "$data/test_truth" --out "$out/preview.png" --heading "Synthetic test scenes"
 
 score=$("$PYTHON" -c "import json; print(f\"{json.load(open('$out/score.json'))['score']:.4f}\")")
 cat <<TEXT
