@@ -98,6 +98,20 @@ def gather_objects(obj: Any) -> list[Any]:
     return gathered
 
 
+def broadcast_number(value: float) -> float:
+    """Rank 0's number on every process; cheaper than an object, for use at every step."""
+    if not is_distributed():
+        return value
+    tensor = torch.tensor([value], dtype=torch.float64, device=_collective_device())
+    dist.broadcast(tensor, src=0)
+    return float(tensor)
+
+
+def _collective_device() -> torch.device:
+    """Where tensors must lie for the backend in use."""
+    return local_device() if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
 def broadcast_object(obj: Any) -> Any:
     """Rank 0's object on every process."""
     if not is_distributed():

@@ -2,7 +2,7 @@
 
 import time
 
-from geopose.distributed import broadcast_object
+from geopose.distributed import broadcast_number
 
 
 class TimeBudget:
@@ -21,4 +21,4 @@ class TimeBudget:
         """Reads the clock; every rank must call it equally often."""
         if self._seconds is not None:
             share = (time.monotonic() - self._start) / self._seconds
-            self.share_used = broadcast_object(min(1.0, share))
+            self.share_used = broadcast_number(min(1.0, share))

@@ -60,7 +60,13 @@ def build_engine(device: torch.device, precision: str, find_unused: bool) -> Geo
     return GeoposeEngine(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=find_unused,
+                gradient_as_bucket_view=True,  # no second copy of the gradients
+                broadcast_buffers=False,  # done once before validation, not at every step
+            )
+        ],
     )
 
 
