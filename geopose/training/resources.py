@@ -25,6 +25,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _threads_from_environment() -> int:
+    """$OMP_NUM_THREADS, or 0 where it is unset or no whole number."""
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdecimal() else 0
+
+
 def _number(value: int | str, automatic: int, key: str, least: int) -> int:
     if value == AUTO:
         return automatic
@@ -44,7 +50,8 @@ def choose_resources(
 
     On a GPU the cores of this process's share decode images (at most 8 workers). On a CPU the
     network needs the cores itself: one worker feeds it, and the threads are the cores of the
-    share, because a worker that prepares crops is idle most of the time.
+    share (what benchmarks/cpu_layouts.py measured for one process), or $OMP_NUM_THREADS where the
+    user or a launcher has set it.
 
     Raises:
         InputError: neither `auto` nor a number in range.
@@ -54,5 +61,5 @@ def choose_resources(
     return Resources(
         _number(train_workers, workers, "train.loaders.train.num_workers", 0),
         _number(valid_workers, workers, "train.loaders.valid.num_workers", 0),
-        _number(threads, share, "train.threads", 1),
+        _number(threads, _threads_from_environment() or share, "train.threads", 1),
     )
