@@ -8,8 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 out=runs/quickstart
 data=$out/data
 training=$out/training
-time_limit=300          # seconds for everything; training gets what the other steps leave
-other_steps=75          # seconds that inference, evaluation and the picture take afterwards
+time_limit=330          # seconds for everything; training gets what the other steps leave
+other_steps=50          # seconds that inference, evaluation and the picture may take afterwards
 least_training=60
 
 case "${1:-}" in
@@ -23,7 +23,7 @@ SECONDS=0
 step() { echo "== $1" >&2; }
 
 step "1/6 sample city (synthetic)"
-"$PYTHON" -m geopose.data.sample_city --out "$data" --train 40 --test 8 --size 512 --seed 0 --workers "$cores"
+"$PYTHON" -m geopose.data.sample_city --out "$data" --train 60 --test 8 --size 512 --seed 0 --workers "$cores"
 
 step "2/6 convert"
 "$PYTHON" convert_j2k.py --data-dir "$data" --workers "$cores"

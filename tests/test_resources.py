@@ -6,7 +6,9 @@ import torch
 from geopose.errors import InputError
 from geopose.training import resources
 from geopose.training.resources import Resources, choose_resources
+from geopose.training.runner import resolve_precision
 
+NATIVE, NONE = {"avx512_bf16": True}, {"avx512_bf16": False, "amx_bf16": False}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -36,3 +38,13 @@ def test_a_launchers_thread_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
 def test_other_values_are_refused_by_key(value: object) -> None:
     with pytest.raises(InputError, match=r"train\.loaders\.train\.num_workers"):
         choose_resources(value, "auto", "auto", CPU, 1)  # type: ignore[arg-type]
+
+
+def test_amp_on_a_cpu_is_bf16_only_where_the_processor_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: NATIVE)
+    assert resolve_precision("amp", CPU) == "bf16"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: NONE)
+    assert resolve_precision("amp", CPU) == "fp32"
+    assert resolve_precision("bf16", CPU) == "bf16"

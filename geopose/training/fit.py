@@ -36,7 +36,7 @@ from geopose.training.callbacks import (
 from geopose.training.loaders import build_loaders
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.resources import choose_resources
-from geopose.training.runner import GeoposeRunner, RunParts, build_engine
+from geopose.training.runner import GeoposeRunner, RunParts, build_engine, resolve_precision
 from geopose.training.transfer import apply_initial_weights
 
 logger = logging.getLogger(__name__)
@@ -220,10 +220,11 @@ def fit(config: DictConfig) -> Path:
             with atomic_path(run_dir / "config.yaml") as temporary:
                 OmegaConf.save(OmegaConf.create(cfg), temporary)
             logger.info(
-                "training %s on %s (%d process%s, %d threads each): %d batches of %d an epoch, "
+                "training %s on %s in %s (%d process%s, threads each: %d): %d batches of %d an epoch, "
                 "%d validation images; run directory %s",
                 cfg["model"]["slug"],
                 device,
+                resolve_precision(cfg["optimizer"]["precision"], device),
                 world_size(),
                 "" if world_size() == 1 else "es",
                 torch.get_num_threads(),

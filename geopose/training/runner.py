@@ -44,19 +44,31 @@ class GeoposeEngine(Engine):
         return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What `amp` means on a device; other names stay as they are.
+
+    On a GPU bf16 where it has it, else fp16; on a CPU bf16 where the processor computes in it
+    (elsewhere it is emulated and slow), else fp32.
+    """
+    if precision != "amp":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    features = torch.cpu.get_capabilities()
+    return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "fp32"
+
+
 def build_engine(device: torch.device, precision: str, find_unused: bool) -> GeoposeEngine:
     """The engine of this process.
 
     Args:
         device: where the network runs.
-        precision: fp32, bf16, fp16 or amp (bf16 or fp16, as the GPU offers; fp32 on a CPU).
+        precision: fp32, bf16, fp16 or amp.
         find_unused: allow parameters without gradient under several processes.
     """
     # accelerate keeps one state a process and refuses a second run with other settings
     AcceleratorState._reset_state(reset_partial_state=True)
-    if precision == "amp":
-        on_gpu = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
-        precision = on_gpu if device.type == "cuda" else "fp32"
+    precision = resolve_precision(precision, device)
     return GeoposeEngine(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
