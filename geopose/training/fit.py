@@ -219,25 +219,32 @@ def fit(config: DictConfig) -> Path:
             run_dir.mkdir(parents=True, exist_ok=True)
             with atomic_path(run_dir / "config.yaml") as temporary:
                 OmegaConf.save(OmegaConf.create(cfg), temporary)
-            logger.info(
-                "training %s on %s in %s (%d process%s, threads each: %d): %d batches of %d an epoch, "
-                "%d validation images; run directory %s",
-                cfg["model"]["slug"],
-                device,
-                resolve_precision(cfg["optimizer"]["precision"], device),
-                world_size(),
-                "" if world_size() == 1 else "es",
-                torch.get_num_threads(),
-                len(parts.loaders["train"]),
-                cfg["batch_size"],
-                len(parts.loaders["valid"].dataset),  # type: ignore[arg-type]
-                run_dir,
-            )
+            _announce(cfg, parts, device, run_dir)
         GeoposeRunner(parts).run()
         _report(cfg, parts, run_dir)
     finally:
         shutdown()
     return run_dir
+
+
+def _announce(
+    cfg: Mapping[str, Any], parts: RunParts, device: torch.device, run_dir: Path
+) -> None:
+    processes = world_size()
+    logger.info(
+        "training %s on %s in %s, %d process%s of %d threads: "
+        "%d batches of %d an epoch, %d validation images; run directory %s",
+        cfg["model"]["slug"],
+        device,
+        resolve_precision(cfg["optimizer"]["precision"], device),
+        processes,
+        "" if processes == 1 else "es",
+        torch.get_num_threads(),
+        len(parts.loaders["train"]),
+        cfg["batch_size"],
+        len(parts.loaders["valid"].dataset),  # type: ignore[arg-type]
+        run_dir,
+    )
 
 
 def _report(cfg: Mapping[str, Any], parts: RunParts, run_dir: Path) -> None:
