@@ -1,7 +1,9 @@
 """What every command shares: one-line errors, exit codes, logging on standard error."""
 
 import argparse
+import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -9,8 +11,14 @@ from typing import NoReturn
 
 from geopose.errors import GeoposeError
 
+EXIT_RUN = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+# What the system says to a path that the user has to change; anything else broke the run.
+_BAD_PATH = {
+    errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR, errno.EROFS, errno.EISDIR, errno.ENOENT,
+    errno.EPERM,
+}  # fmt: skip
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -21,13 +29,32 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(EXIT_INPUT, f"error: {message} (see {self.prog} --help)\n")
 
 
+def positive_int(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return value
+
+
 def one_line(message: object) -> str:
     """Folds a message that a library spread over several lines into one."""
     return " ".join(str(message).split())
 
 
-def setup_logging(level: int = logging.INFO) -> None:
-    """Plain log lines on standard error; called once by a command, never by the library."""
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def setup_logging() -> None:
+    """Plain log lines on standard error; called once by a command, never by the library.
+
+    Of several processes under a launcher only the first one talks, errors apart.
+    """
+    level = logging.INFO if _is_first_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
 
 
@@ -42,13 +69,20 @@ def run_command(
 
     Returns:
         0, or the exit code of the GeoposeError (2 bad input, 1 failed run), 130 if interrupted.
+        An error of the system that nobody foresaw is one line too: 2 if it is about a path that
+        cannot be used, otherwise 1.
     """
     setup_logging()
     try:
         main(argv)
     except GeoposeError as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        if _is_first_process() or not error.on_every_rank:
+            sys.stderr.write(f"error: {one_line(error)}\n")
         return error.exit_code
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        sys.stderr.write(f"error: {one_line(error.strerror or error)}{one_line(where)}\n")
+        return EXIT_INPUT if error.errno in _BAD_PATH else EXIT_RUN
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         return EXIT_INTERRUPTED

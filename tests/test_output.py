@@ -3,15 +3,19 @@
 import gzip
 import math
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from geopose.cli import run_command
 from geopose.data.io import read_rgb, read_vflow
 from geopose.errors import RunError
+from geopose.output import compare
 from geopose.output.archive import write_archive
 from geopose.output.preview import Pose, PreviewRow, draw_preview, save_visualization
 from geopose.output.writer import write_prediction
+from tests.tiny_run import SIZES, write_split
 
 
 def make_files(folder, names=("b_AGL.tif", "a_VFLOW.json")):
@@ -108,3 +112,38 @@ def test_preview_with_unknown_and_flat_heights(tmp_path, truth):
     rows = [PreviewRow("one", rgb, Pose(true, 0.0, 0.0), pose), PreviewRow("two", rgb, pose, pose)]
     draw_preview(tmp_path / "p.png", rows, "heading")
     assert min(read_rgba(tmp_path / "p.png").shape[:2]) > 300
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Arguments of the comparison for one image with truth and prediction."""
+    data = write_split(tmp_path / "data", SIZES[:1])
+    for name in ("truth", "predictions"):
+        (tmp_path / name).mkdir()
+        write_prediction(tmp_path / name, "ABC_000_RGB.j2k", np.ones(SIZES[0]), 1.0, 1.0)
+    folders = ("--predictions", str(tmp_path / "predictions"), "--truth", str(tmp_path / "truth"))
+    return ["--data-dir", str(data), *folders]
+
+
+@pytest.mark.parametrize(
+    "out", ["/dev/null/x.png", "{tmp}/folder.png", "{tmp}/" + "a" * 300 + ".png"]
+)
+def test_comparison_that_cannot_be_written_is_noticed_first(tmp_path, capsys, scenes, out):
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "truth").iterdir():
+        path.unlink()  # would be complained about next
+    assert run_command(compare.main, [*scenes, "--out", out.format(tmp=tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("folder", ["truth", "predictions"])
+def test_comparison_names_heights_of_another_size(tmp_path, capsys, scenes, folder):
+    out = tmp_path / "new" / "p.png"
+    assert run_command(compare.main, [*scenes, "--out", str(out)]) == 0
+    out.unlink()
+    write_prediction(tmp_path / folder, "ABC_000_RGB.j2k", np.ones((9, 7)), 1.0, 1.0)
+    assert run_command(compare.main, [*scenes, "--out", str(out)]) == 2
+    assert str(Path(folder) / "ABC_000_AGL.tif: 7 x 9 pixels") in capsys.readouterr().err
+    assert not out.exists()

@@ -4,7 +4,6 @@ In: every `.j2k` in `train/` and `test/`. Out: a `.png` beside each. Files whose
 not older are skipped; a broken file is named and the others are converted all the same.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from geopose.cli import ArgumentParser
+from geopose.cli import ArgumentParser, positive_int
 from geopose.data.io import partial_files, read_rgb, write_png
 from geopose.data.layout import DATA_DIR_VARIABLE, SPLIT_CSV, resolve_data_dir
 from geopose.errors import GeoposeError, InputError, RunError
@@ -112,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=_positive_int,
+        type=positive_int,
         default=default_workers(),
         metavar="N",
         help="images converted at a time (default: %(default)s, the cores available)",
@@ -129,13 +128,3 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{len(result.failures)} images could not be converted, named above; "
             "replace them and run this again"
         )
-
-
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value

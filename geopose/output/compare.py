@@ -1,16 +1,15 @@
 """Draws predictions beside the truth: a data directory, two folders of poses in, one picture out.
 
-    python -m geopose.output.compare --data-dir DIR --predictions DIR --truth DIR --out preview.png
+python -m geopose.output.compare --data-dir DIR --predictions DIR --truth DIR --out preview.png
 """
 
-import argparse
 import logging
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from geopose.cli import ArgumentParser, run_command
+from geopose.cli import ArgumentParser, positive_int, run_command
 from geopose.data.io import read_agl_m, read_rgb, read_vflow
 from geopose.data.layout import (
     ImageRecord,
@@ -21,21 +20,41 @@ from geopose.data.layout import (
 )
 from geopose.errors import InputError
 from geopose.output.preview import Pose, PreviewRow, draw_preview
+from geopose.targets import check_file_target
 
 logger = logging.getLogger(__name__)
 
 
-def read_pose(folder: Path, rgb_name: str) -> Pose:
+def read_pose(folder: Path, rgb_name: str, size: tuple[int, ...]) -> Pose:
     """The height map and flow that belong to an image, from a folder of `_AGL` and `_VFLOW` files.
 
+    Args:
+        folder: holds the two files.
+        rgb_name: file name of the image.
+        size: (height, width) of the image, px.
+
     Raises:
-        InputError: one of the two is missing or unreadable.
+        InputError: one of the two is missing or unreadable, or the heights have another size.
     """
     agl, vflow = folder / agl_name(rgb_name), folder / vflow_name(rgb_name)
     for path in (agl, vflow):
         if not path.is_file():
             raise InputError(f"{path}: no such file, but {rgb_name} is in the test split")
-    return Pose(read_agl_m(agl), *read_vflow(vflow))
+    agl_m = read_agl_m(agl)
+    if agl_m.shape != tuple(size):
+        (height, width), (rgb_height, rgb_width) = agl_m.shape, size
+        raise InputError(
+            f"{agl}: {width} x {height} pixels, but {rgb_name} has {rgb_width} x {rgb_height}"
+        )
+    return Pose(agl_m, *read_vflow(vflow))
+
+
+def _read_row(record: ImageRecord, truth: Path, predictions: Path) -> PreviewRow:
+    rgb = read_rgb(record.rgb_file())
+    true, predicted = (
+        read_pose(folder, record.rgb.name, rgb.shape[:2]) for folder in (truth, predictions)
+    )
+    return PreviewRow(record.image_id, rgb, true, predicted)
 
 
 def spread_over_cities(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
@@ -54,27 +73,17 @@ def draw_comparison(
     """Draws `count` scenes of the test split: image, true and predicted height and flow.
 
     Raises:
-        InputError: a scene without prediction or truth, or an unreadable file.
+        InputError: a scene without prediction or truth, an unreadable file, heights of another
+            size than the image, or `out` cannot be written (found before anything is drawn).
     """
+    check_file_target(out, "--out")
     rows = [
-        PreviewRow(
-            record.image_id,
-            read_rgb(record.rgb_file()),
-            read_pose(truth, record.rgb.name),
-            read_pose(predictions, record.rgb.name),
-        )
+        _read_row(record, truth, predictions)
         for record in spread_over_cities(read_split(data_dir, "test"), count)
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_preview(out, rows, heading)
     logger.info("%d scenes drawn in %s", len(rows), out)
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--truth", type=Path, required=True, help="folder of true files")
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.png, .jpg)")
-    parser.add_argument("--count", type=_positive, default=4, help="scenes to draw (4)")
+    parser.add_argument("--count", type=positive_int, default=4, help="scenes to draw (4)")
     parser.add_argument("--heading", default="", help="a line above the picture")
     arguments = parser.parse_args(argv)
     if arguments.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
