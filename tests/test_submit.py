@@ -310,13 +310,44 @@ def test_bad_arguments_end_with_one_line(setup, tmp_path, capsys, monkeypatch, a
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_cannot_be_made(setup, tmp_path, capsys):
-    (tmp_path / "out").write_text("a file")
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "{tmp}/file",
+        "{tmp}/file/more",
+        "/dev/null/x",
+        "{tmp}/" + "a" * 300,
+        "{tmp}/taken",
+        "/proc/x",
+    ],
+)
+def test_an_output_folder_that_cannot_be_made(setup, tmp_path, capsys, monkeypatch, folder):
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/submission").write_text("a file")
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
+    before = sorted(tmp_path.rglob("*"))
 
+    def never(*_: object) -> None:
+        raise AssertionError("loaded a model before it looked at the folder")
+
+    monkeypatch.setattr("geopose.inference.run.load_model", never)
+    assert run(config, setup / "data", f"submission_dir={folder.format(tmp=tmp_path)}") == 2
+
+    error = capsys.readouterr().err
+    assert error.startswith("error: submission_dir: cannot write to")
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_too_little_memory_says_what_to_lower(setup, tmp_path, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    monkeypatch.setattr("geopose.inference.run._predict", full)
+    config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
     assert run(config, setup / "data") == 1
-
-    assert "cannot write to" in capsys.readouterr().err
+    assert "inference.batch_size=1" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_fp16_without_a_gpu_computes_in_float32_and_says_so(setup, tmp_path, caplog, monkeypatch):

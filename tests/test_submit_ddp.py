@@ -1,6 +1,7 @@
 """submit_ddp.py: however the processes are started, the result is that of one process."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,52 @@ def test_more_processes_than_gpus(setup, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert run_command(submit_ddp, [*setup[1], "--nproc", "3"]) == 2
     assert "2 GPUs are visible" in capsys.readouterr().err
+
+
+# The command, whose second process lacks memory: torchrun starts this file, spawning imports it.
+_SHORT_OF_MEMORY = """
+import os, sys
+import torch
+from geopose.cli import run_command
+from geopose.inference import command, run
+
+predict = run._predict
+
+def full(*arguments):
+    if os.environ.get("RANK") == "1":
+        raise torch.OutOfMemoryError("no memory")
+    return predict(*arguments)
+
+run._predict = full
+
+if __name__ == "__main__":
+    sys.exit(run_command(command.submit_ddp))
+"""
+
+
+@pytest.mark.parametrize("way", ["spawn", "torchrun"])
+def test_too_little_memory_in_another_process_is_said(setup, tmp_path, way):
+    _, arguments, _ = setup
+    script: Path = tmp_path / "short.py"
+    script.write_text(_SHORT_OF_MEMORY)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    more = [f"submission_dir={tmp_path}/out"]
+
+    if way == "spawn":
+        done = run_script(script, *arguments, *more, "--nproc", 2)
+    else:
+        done = run_script(*launcher, script, *arguments, *more)
+
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: out of memory")]
+    assert len(said) == 1, done.stderr
+    assert "inference.batch_size=1" in said[0]
+    assert "terminate called" not in done.stderr
+    assert not (tmp_path / "out/submission_compressed.tar.gz").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(setup):
+    done = run_script("submit_ddp.py", *setup[1], "--nproc", 2, "submission_dir=/dev/null/x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: submission_dir: cannot write to /dev/null/x")
+    assert done.stderr.count("\n") == 1

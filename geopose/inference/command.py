@@ -26,7 +26,7 @@ from geopose.cli import ArgumentParser, setup_logging
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
 from geopose.errors import GeoposeError, InputError, RunError
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
-from geopose.inference.run import load_entry, run_inference
+from geopose.inference.run import check_submission_dir, load_entry, run_inference
 
 _HOST = "127.0.0.1"
 _MEETING_TIME = timedelta(minutes=5)
@@ -39,6 +39,11 @@ class _Job:
     configs: list[InferenceConfig]
     data_dir: Path
     visualize: bool
+
+    def check_folders(self) -> None:
+        """Finds out whether every config's results can be written, before models are loaded."""
+        for config in self.configs:
+            check_submission_dir(config, self.visualize)
 
     def check_models(self) -> None:
         """Loads every model once and lets go of it, so that a long run does not meet a bad one."""
@@ -112,6 +117,7 @@ def _job(arguments: Namespace) -> _Job:
     data_dir = resolve_data_dir(arguments.data_dir)
     read_split(data_dir, "test")
     job = _Job(configs, data_dir, arguments.visualize)
+    job.check_folders()
     if len(configs) > 1:
         job.check_models()
     return job
@@ -196,4 +202,5 @@ def _child(local_rank: int, processes: int, port: int, errors: SimpleQueue, job:
     except GeoposeError as error:
         errors.put((type(error), str(error)))
         sys.exit(error.exit_code)
-    distributed.shutdown()
+    finally:
+        distributed.shutdown()  # or its threads end the process with a complaint

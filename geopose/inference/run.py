@@ -24,13 +24,14 @@ from geopose.checkpoints import LoadedModel, load_model
 from geopose.data.dataset import warn_unconverted
 from geopose.data.io import partial_files, read_rgb
 from geopose.data.layout import ImageRecord, read_split, viz_name
-from geopose.errors import GeoposeError, RunError
+from geopose.errors import GeoposeError, InputError, RunError
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
 from geopose.inference.tta import Prediction, Tta
 from geopose.output.archive import write_archive
 from geopose.output.preview import save_visualization
 from geopose.output.writer import discard_prediction, output_names, write_prediction
+from geopose.targets import check_folder_target
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ class _Images(Dataset[_Image]):
 def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = False) -> RunReport:
     """Predicts the test split and writes the submission.
 
-    Called on every process of a run with the same arguments. Nothing is written before the data
-    and all models have been checked.
+    Called on every process of a run with the same arguments. Nothing is written before the data,
+    the folder and all models have been checked.
 
     Args:
         config: models, views, batch size, folder.
@@ -91,10 +92,11 @@ def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = Fal
         visualize: also write a picture for each image.
 
     Raises:
-        InputError: data or a checkpoint that cannot be used.
+        InputError: data, a folder or a checkpoint that cannot be used.
         RunError: some images failed (all others are written), or the run itself broke.
     """
     device = distributed.local_device()
+    _together(lambda: check_submission_dir(config, visualize))
     records, ensemble = _together(lambda: _prepare(config, data_dir, device))
     folder = config.submission_dir / PREDICTIONS_FOLDER
     archive = config.submission_dir / ARCHIVE_NAME
@@ -105,13 +107,7 @@ def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = Fal
             _LOG.warning("inference.fp16 needs a CUDA device; computing in float32")
     started = time.perf_counter()
     outputs = _Outputs(config.submission_dir, records, visualize)
-    try:
-        failed = _predict_share(config, records, ensemble, device, outputs)
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory on {device} with inference.batch_size={config.batch_size}; "
-            "lower it, or use fewer models"
-        ) from error
+    failed = _together(lambda: _predict_all(config, records, ensemble, device, outputs))
     everywhere = sorted(chain.from_iterable(distributed.gather_objects(failed)))
     if everywhere:
         raise RunError(_failure([line for _, line in everywhere], len(records), folder))
@@ -124,6 +120,23 @@ def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = Fal
             "" if distributed.world_size() == 1 else "es", device.type, archive,
         )  # fmt: skip
     return RunReport(len(records), seconds, archive)
+
+
+def check_submission_dir(config: InferenceConfig, visualize: bool) -> None:
+    """Finds out whether the output folders can be made, without making them.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not distributed.is_main():
+        return
+    names = (PREDICTIONS_FOLDER, PICTURES_FOLDER) if visualize else (PREDICTIONS_FOLDER,)
+    check_folder_target(config.submission_dir, "submission_dir")
+    for name in names:
+        check_folder_target(config.submission_dir / name, "submission_dir")
+    archive = config.submission_dir / ARCHIVE_NAME
+    if archive.is_dir():
+        raise InputError(f"submission_dir: {archive} is a directory; remove it")
 
 
 def load_entry(entry: ModelEntry) -> LoadedModel:
@@ -169,7 +182,9 @@ def _make_folders(submission_dir: Path, visualize: bool) -> None:
             (submission_dir / PICTURES_FOLDER).mkdir(exist_ok=True)
         (submission_dir / ARCHIVE_NAME).unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(f"cannot write to {submission_dir}: {error.strerror}") from error
+        raise InputError(
+            f"submission_dir: cannot write to {submission_dir}: {error.strerror}"
+        ) from error
 
 
 class _Outputs:
@@ -197,6 +212,23 @@ class _Outputs:
     def discard(self, image: _Image) -> None:
         """Removes an earlier run's files of an image that failed in this one."""
         discard_prediction(self.folder, self.records[image.index].rgb.name)
+
+
+def _predict_all(
+    config: InferenceConfig,
+    records: Sequence[ImageRecord],
+    ensemble: PoseEnsemble,
+    device: torch.device,
+    outputs: _Outputs,
+) -> list[tuple[int, str]]:
+    """`_predict_share`, with a lack of memory as an error that the user can act on."""
+    try:
+        return _predict_share(config, records, ensemble, device, outputs)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory on {device} with inference.batch_size={config.batch_size}; "
+            "lower it, or use fewer models"
+        ) from error
 
 
 def _predict_share(
