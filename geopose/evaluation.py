@@ -15,6 +15,7 @@ from geopose.cli import ArgumentParser
 from geopose.data.io import CM_PER_M, NODATA_CM, atomic_path, read_agl_cm, read_vflow
 from geopose.errors import InputError
 from geopose.metrics import ERROR_NAMES, ScoreAccumulator
+from geopose.targets import check_file_target
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +199,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     arguments = parser.parse_args(argv)
     target = arguments.json
-    if target is not None and (target.is_dir() or not target.parent.is_dir()):
-        raise InputError(f"--json {target}: not a file name in a directory that exists")
+    if target is not None:
+        if target.is_dir() or not target.parent.is_dir():
+            raise InputError(f"--json {target}: not a file name in a directory that exists")
+        check_file_target(target, "--json")
     result = evaluate(arguments.predictions, arguments.truth, target)
     for name, city in result["cities"].items():
         if math.isnan(city["score"]):

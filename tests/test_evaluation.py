@@ -159,12 +159,15 @@ def test_json_beside_the_predictions_does_not_spoil_the_next_run(
     assert run_command(main, arguments) == 0
 
 
-@pytest.mark.parametrize("target", ["no_such_folder/score.json", "."])
+@pytest.mark.parametrize("target", ["no_such_folder/score.json", ".", "/proc/score.json"])
 def test_impossible_json_target_is_noticed_first(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
     assert run_command(main, [*map(str, folders), "--json", str(tmp_path / target)]) == 2
-    assert "--json" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: --json")
+    assert printed.err.count("\n") == 1  # no progress bar: nothing was scored
+    assert printed.out == ""
 
 
 def test_truth_that_does_not_vary_is_undefined_not_one(
