@@ -355,6 +355,13 @@ def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, capsys, extra, s
     assert not out.exists()
 
 
+def test_a_folder_for_pictures_is_checked_before_anything_is_rendered(tmp_path, capsys):
+    out = tmp_path / "sample"
+    assert run_command(main, ["--out", str(out), "--picture", "/dev/null/x"]) == 2
+    assert capsys.readouterr().err.startswith("error: --picture: cannot write to /dev/null/x")
+    assert not out.exists()
+
+
 def test_foreign_directory_and_file_are_refused(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

@@ -10,6 +10,7 @@ from geopose.data.sample_city.cities import CITIES
 from geopose.data.sample_city.picture import write_picture
 from geopose.data.sample_city.writer import write_dataset
 from geopose.errors import InputError
+from geopose.targets import check_folder_target
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.out is None and args.picture is None:
         raise InputError("nothing to do: give --out DIR, --picture DIR or both")
+    if args.picture is not None:
+        check_folder_target(args.picture, "--picture")
     if args.out is not None:
         _write_data_set(args)
     if args.picture is not None:
