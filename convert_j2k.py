@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes a PNG beside every .j2k image of a data directory (see --help)."""
+"""Writes a PNG beside every .j2k and .jp2 image of a data directory (see --help)."""
 
 import sys
 

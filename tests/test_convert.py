@@ -42,6 +42,20 @@ def test_all_are_converted_then_skipped_then_redone_when_newer(
     assert "1 converted, 3 skipped" in capfd.readouterr().out
 
 
+def test_jp2_is_converted_too_but_never_two_images_to_one_png(
+    data_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = data_dir / "train" / "JAX_000_RGB.j2k"
+    other = source.with_suffix(".jp2")
+    other.write_bytes(source.read_bytes())
+    assert _run("--data-dir", data_dir) == 2
+    assert "JAX_000_RGB.jp2 would become the same PNG" in capfd.readouterr().err
+    assert not list(data_dir.glob("*/*.png"))
+    source.unlink()
+    assert _run("--data-dir", data_dir) == 0
+    assert np.array_equal(read_rgb(other.with_suffix(".png")), read_rgb(other))
+
+
 def test_a_broken_file_is_named_and_the_rest_converted(
     data_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

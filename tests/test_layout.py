@@ -1,5 +1,7 @@
 """Layouts: whatever is wrong with CSV files or names is said with file and row."""
 
+import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -46,8 +48,21 @@ def test_the_png_is_preferred_and_may_be_alone(data_dir: Path) -> None:
     record = read_split(data_dir, "train")[0]
     assert record.rgb_file() == record.rgb
     png = record.rgb.with_suffix(".png")
-    record.rgb.rename(png)
+    png.write_bytes(record.rgb.read_bytes())
+    assert record.rgb_file() == png
+    record.rgb.unlink()
     assert read_split(data_dir, "train")[0].rgb_file() == png
+
+
+@pytest.mark.parametrize("suffix", [".j2k", ".jp2"])
+def test_a_png_from_before_the_image_was_replaced_is_not_read(data_dir: Path, suffix: str) -> None:
+    record = read_split(data_dir, "train")[0]
+    record = dataclasses.replace(record, rgb=record.rgb.rename(record.rgb.with_suffix(suffix)))
+    png = record.rgb.with_suffix(".png")
+    png.touch()
+    assert record.rgb_file() == png
+    os.utime(png, ns=(0, record.rgb.stat().st_mtime_ns - 1))
+    assert record.rgb_file() == record.rgb
 
 
 @pytest.mark.parametrize(

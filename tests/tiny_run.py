@@ -75,8 +75,8 @@ def write_split(folder: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
         if number % 2:
             write_j2k(folder / "test" / f"{name}.j2k", rgb, lossless=True)
         else:
+            (folder / "test" / f"{name}.j2k").write_bytes(b"never read, the PNG is newer")
             write_png(folder / "test" / f"{name}.png", rgb)
-            (folder / "test" / f"{name}.j2k").write_bytes(b"never read, the PNG is there")
         metadata.append(f"ABC_{number:03d},ABC,{0.3 + 0.1 * number:.2f}")
         rows.append(f"{name}.j2k,ABC_{number:03d}")
     (folder / "metadata.csv").write_text("\n".join(metadata) + "\n")

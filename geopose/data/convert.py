@@ -1,7 +1,8 @@
 """Converts the JPEG 2000 images of a data directory to PNG, which reads several times faster.
 
-In: every `.j2k` in `train/` and `test/`. Out: a `.png` beside each. Files whose PNG is there and
-not older are skipped; a broken file is named and the others are converted all the same.
+In: every `.j2k` and `.jp2` in `train/` and `test/`. Out: a `.png` beside each. Files whose
+PNG is there and not older are skipped; a broken file is named and the others are converted all the
+same.
 """
 
 import os
@@ -9,13 +10,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser, positive_int
 from geopose.data.io import partial_files, read_rgb, write_png
-from geopose.data.layout import DATA_DIR_VARIABLE, SPLIT_CSV, resolve_data_dir
+from geopose.data.layout import (
+    DATA_DIR_VARIABLE,
+    JPEG2000_SUFFIXES,
+    SPLIT_CSV,
+    is_converted,
+    resolve_data_dir,
+)
 from geopose.errors import GeoposeError, InputError, RunError
 
 
@@ -29,7 +37,7 @@ class Conversion:
 
 
 def convert_directory(data_dir: Path, workers: int, progress: bool = True) -> Conversion:
-    """Converts every .j2k of the train and test folders.
+    """Converts every .j2k and .jp2 of the train and test folders.
 
     Args:
         data_dir: the data directory.
@@ -40,16 +48,26 @@ def convert_directory(data_dir: Path, workers: int, progress: bool = True) -> Co
         What was done; broken files are in `failures` and do not stop the others.
 
     Raises:
-        InputError: there is no .j2k file.
+        InputError: there is no such file, or two of them would become one PNG.
     """
     folders = [data_dir / split for split in SPLIT_CSV if (data_dir / split).is_dir()]
-    sources = sorted(path for folder in folders for path in folder.glob("[!.]*.j2k"))
+    sources = sorted(
+        path
+        for folder in folders
+        for path in folder.glob("[!.]*")
+        if path.suffix.lower() in JPEG2000_SUFFIXES
+    )
     if not sources:
-        raise InputError(f"no .j2k files in {data_dir}/train or {data_dir}/test; check --data-dir")
+        raise InputError(
+            f"no .j2k or .jp2 files in {data_dir}/train or {data_dir}/test; check --data-dir"
+        )
+    for one, other in pairwise(sources):
+        if one.with_suffix("") == other.with_suffix(""):
+            raise InputError(f"{one} and {other.name} would become the same PNG; rename one")
     for folder in folders:
         for leftover in partial_files(folder, ".png"):
             leftover.unlink(missing_ok=True)
-    waiting = [path for path in sources if not _is_converted(path)]
+    waiting = [path for path in sources if not is_converted(path)]
     result = Conversion(skipped=len(sources) - len(waiting))
     outcomes = _convert_all(waiting, min(workers, len(waiting)))
     for failure in tqdm(
@@ -61,11 +79,6 @@ def convert_directory(data_dir: Path, workers: int, progress: bool = True) -> Co
         else:
             result.converted += 1
     return result
-
-
-def _is_converted(source: Path) -> bool:
-    png = source.with_suffix(".png")
-    return png.is_file() and png.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 def _convert_all(sources: Sequence[Path], workers: int) -> Iterator[str]:
@@ -100,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The convert_j2k.py command."""
     parser = ArgumentParser(
         prog="convert_j2k.py",
-        description="Writes a PNG beside every .j2k image of a data directory, because PNG reads "
-        "several times faster. Files converted before are skipped.",
+        description="Writes a PNG beside every .j2k and .jp2 image of a data directory, because "
+        "PNG reads several times faster. Files converted before are skipped.",
     )
     parser.add_argument(
         "--data-dir",

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from geopose import keys
 from geopose.augment.build import Augmentation
 from geopose.data.io import read_agl_m, read_rgb, read_vflow
-from geopose.data.layout import ImageRecord, check_same_size
+from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector
 
@@ -208,7 +208,7 @@ def _scalar(value: float) -> Tensor:
 def warn_unconverted(records: Sequence[ImageRecord]) -> None:
     """One warning for each process when images will be decoded from JPEG 2000."""
     global _warned_unconverted
-    count = sum(record.rgb_file().suffix.lower() in (".j2k", ".jp2") for record in records)
+    count = sum(record.rgb_file().suffix.lower() in JPEG2000_SUFFIXES for record in records)
     if count and not _warned_unconverted:
         _warned_unconverted = True
         _LOG.warning(

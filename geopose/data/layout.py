@@ -21,7 +21,7 @@ SPLIT_CSV = {"train": "geopose_train.csv", "test": "geopose_test.csv"}
 
 _COLUMNS = {"train": ("id", "agl", "json", "rgb"), "test": ("id", "rgb")}
 _IMAGE_SUFFIXES = (".j2k", ".jp2", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
-_CONVERTED_SUFFIXES = (".j2k", ".jp2")
+JPEG2000_SUFFIXES = (".j2k", ".jp2")  # what convert_j2k.py converts
 
 Row = tuple[int, dict[str, str]]
 
@@ -45,9 +45,21 @@ class ImageRecord:
         return f"{self.csv_file} row {self.row} ({self.image_id})"
 
     def rgb_file(self) -> Path:
-        """The file to read: the PNG that convert_j2k.py wrote if it is there, else as listed."""
-        png = self.rgb.with_suffix(".png")
-        return png if self.rgb.suffix.lower() in _CONVERTED_SUFFIXES and png.exists() else self.rgb
+        """The file to read: the PNG that convert_j2k.py wrote, unless it is out of date."""
+        if self.rgb.suffix.lower() in JPEG2000_SUFFIXES and is_converted(self.rgb):
+            return self.rgb.with_suffix(".png")
+        return self.rgb
+
+
+def is_converted(source: Path) -> bool:
+    """Whether a JPEG 2000 image has its PNG beside it, and not from before it was replaced.
+
+    The PNG may also be there alone.
+    """
+    png = source.with_suffix(".png")
+    if not png.is_file():
+        return False
+    return not source.is_file() or png.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 def resolve_data_dir(value: str | Path | None = None) -> Path:
