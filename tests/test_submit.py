@@ -290,6 +290,14 @@ def test_bad_configs_end_with_one_line_and_leave_nothing(
         (["{config}", "ensemble=1", "--data-dir", "{data}"], "ensemble"),
         (["{config}", "inference.batch_size=x", "--data-dir", "{data}"], "batch_size"),
         (["{config}", "inference.batch_size.x=1", "--data-dir", "{data}"], "batch_size"),
+        (
+            ["{config}", "ensemble.models.0=x.pth", "--data-dir", "{data}"],
+            "error: ensemble.models.0=x.pth: ensemble.models is a list, and lists are replaced",
+        ),
+        (
+            ["{config}", "inference=[", "ensemble.tta=d4", "--data-dir", "{data}"],
+            "error: inference=[: cannot be set",
+        ),
         (["{config}", "--data-dir", "{data}", "--bogus"], "--bogus"),
     ],
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -21,6 +21,7 @@ _SECTIONS: dict[str, set[str]] = {
     "ensemble": {"tta", "tta_mode", "models"},
     "inference": {"batch_size", "num_workers", "fp16"},
 }
+_Config = DictConfig | ListConfig
 _MODEL_KEYS = {"checkpoint", "average_checkpoints", "downsample"}
 
 
@@ -119,14 +120,32 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     try:
-        loaded = OmegaConf.load(path)
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.load(path)
+        for override in overrides:
+            merged = _override(merged, override)
         raw = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a readable config: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must hold keys {', '.join(sorted(_SECTIONS['']))}")
     return {str(key): value for key, value in raw.items()}
+
+
+def _override(config: _Config, argument: str) -> _Config:
+    """The config with one `key=value` argument in it; InputError naming the argument."""
+    key = argument.partition("=")[0]
+    above = key.rpartition(".")[0]
+    while above:
+        if OmegaConf.is_list(OmegaConf.select(config, above, throw_on_missing=False)):
+            raise InputError(
+                f"{argument}: {above} is a list, and lists are replaced whole; "
+                f"give {above}=[FIRST,SECOND]"
+            )
+        above = above.rpartition(".")[0]
+    try:
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([argument]))
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise InputError(f"{argument}: cannot be set: {error}") from error
 
 
 def _section(raw: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
