@@ -6,25 +6,36 @@
     python train.py --help                    # every group and its options
 """
 
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from geopose.cli import EXIT_INPUT, run_command
 
-_status: list[int] = []
+CONFIGS = Path(__file__).resolve().parent / "configs"
+_status: list[int] = []  # exit code of each run that Hydra started
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def _train(config: DictConfig) -> None:
-    from geopose.training.fit import fit  # heavy imports only once the config is known to be good
-
     def run(argv: Sequence[str] | None) -> None:
+        from geopose.training.fit import fit  # heavy imports once the config is known to be good
+
         fit(config)
 
-    _status.append(run_command(run))
+    _status.append(1)  # stands if the run ends in a way that nobody expected
+    _status[-1] = run_command(run)
+
+
+def _bad_group(arguments: Sequence[str]) -> str | None:
+    """The argument that gives a config group a value that is no name, at which Hydra breaks."""
+    groups = [path.name for path in CONFIGS.iterdir() if path.is_dir()]
+    pattern = re.compile(rf"({'|'.join(groups)})=(null|[\d.+-]*)")
+    return next((argument for argument in arguments if pattern.fullmatch(argument)), None)
 
 
 def main() -> int:
@@ -32,11 +43,14 @@ def main() -> int:
     # torch.distributed.launch adds this argument; the environment says the same.
     launcher = ("--local-rank", "--local_rank")
     sys.argv[1:] = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
+    if bad := _bad_group(sys.argv[1:]):
+        sys.stderr.write(f"error: {bad}: name one of the group's options (see train.py --help)\n")
+        return EXIT_INPUT
     try:
         _train()
     except SystemExit as stop:  # Hydra has written its message
         return EXIT_INPUT if stop.code and not _status else int(stop.code or 0)
-    return _status[0] if _status else 0
+    return max(_status, default=0)
 
 
 if __name__ == "__main__":

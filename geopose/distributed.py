@@ -5,12 +5,16 @@ environment tells the rest; the device is chosen here and nowhere else.
 """
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import Sampler
+
+from geopose.errors import GeoposeError
+
+Result = TypeVar("Result")
 
 
 def launched() -> bool:
@@ -70,6 +74,7 @@ def shard(count: int) -> range:
     """Item numbers of this process: every n-th, no padding, each item in exactly one shard."""
     return range(rank(), count, world_size())
 
+
 class ShardSampler(Sampler[int]):
     """Yields this process's shard in order: validation counts every image exactly once."""
 
@@ -96,6 +101,30 @@ def gather_objects(obj: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, obj)
     return gathered
+
+
+def together(step: Callable[[], Result]) -> Result:
+    """Runs a step on all processes; if it fails on one of them, all raise that error.
+
+    Without it, a process that fails alone leaves the others waiting in their next exchange.
+
+    Args:
+        step: must not exchange anything between the processes itself.
+
+    Raises:
+        GeoposeError: the first process's that failed; marked `on_every_rank`.
+    """
+    result: Result | None = None
+    problem: GeoposeError | None = None
+    try:
+        result = step()
+    except GeoposeError as error:
+        problem = error
+    for found in gather_objects(problem):
+        if found is not None:
+            found.on_every_rank = True
+            raise found
+    return result  # type: ignore[return-value]
 
 
 def broadcast_number(value: float) -> float:

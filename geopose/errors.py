@@ -5,6 +5,7 @@ class GeoposeError(Exception):
     """An expected failure. The message is one line: what (file, value), why, and the remedy."""
 
     exit_code = 1
+    on_every_rank = False  # raised by all processes of a run alike: one of them should say it
 
 
 class InputError(GeoposeError):

@@ -6,7 +6,7 @@ number of valid pixels, and they send no gradient. All arithmetic is float32, al
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -173,6 +173,19 @@ class LossSum(nn.Module):
         """Names of the terms in `forward`'s result, beside the total."""
         return [prefix for prefix, _, _, _ in self._wiring]
 
+    def check(self, outputs: Iterable[str], targets: Iterable[str]) -> None:
+        """Refuses terms between fields that a model or a batch does not have.
+
+        Raises:
+            InputError: names the term and the field.
+        """
+        outputs, targets = set(outputs), set(targets)
+        for prefix, output_key, target_key, _ in self._wiring:
+            if output_key not in outputs:
+                raise InputError(f"loss {prefix}: this model has no output {output_key}")
+            if target_key not in targets:
+                raise InputError(f"loss {prefix}: there is no target {target_key}")
+
     def forward(
         self, output: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -182,8 +195,6 @@ class LossSum(nn.Module):
         for loss, (prefix, output_key, target_key, weight) in zip(
             self.losses, self._wiring, strict=True
         ):
-            if output_key not in output:
-                raise InputError(f"loss {prefix}: this model has no output {output_key}")
             predicted = output[output_key]
             with torch.autocast(predicted.device.type, enabled=False):
                 term = loss(predicted.float(), batch[target_key].float())

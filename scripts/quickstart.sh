@@ -29,7 +29,10 @@ step "2/6 convert"
 "$PYTHON" convert_j2k.py --data-dir "$data" --workers "$cores"
 
 step "3/6 train"
-if [ -e "$training/finished" ]; then
+# What the model follows from: with other settings, an earlier model is not the result of this run.
+settings=$(cat "$0" configs/config.yaml configs/*/base.yaml configs/*/sample*.yaml \
+    configs/loss/huber_cos_flow.yaml "$data/sample_city.json" | cksum)
+if [ "$(cat "$training/finished" 2>/dev/null)" = "$settings" ]; then
     echo "reusing the model in $training" >&2
 else
     rm -rf "$training"
@@ -40,7 +43,7 @@ else
     OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$cores" \
         train.py model=sample_unet loss=huber_cos_flow optimizer=sample scheduler=sample train=sample \
         batch_size=4 dataset.data_dir="$data" experiment="$training" train.max_minutes="$minutes"
-    touch "$training/finished"
+    echo "$settings" > "$training/finished"
 fi
 
 step "4/6 predict with test-time augmentation"

@@ -9,7 +9,7 @@ from geopose.augment.build import build_augmentation
 from geopose.construct import plain
 from geopose.losses import build_loss
 from geopose.models.build import build_model
-from geopose.training.fit import check_config
+from geopose.training.check import check_config
 from geopose.training.optim import build_optimizer, build_scheduler
 from tests.training_run import CONFIGS, composed
 

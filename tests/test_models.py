@@ -366,4 +366,16 @@ def test_a_loss_on_an_output_that_the_model_lacks_is_named() -> None:
         }
     )
     with pytest.raises(InputError, match="OUTPUT_FLOW_MASK"):
-        loss({}, {})
+        loss.check([keys.OUTPUT_AGL_MASK], [keys.TARGET_FLOW_MASK])
+    with pytest.raises(InputError, match="TARGET_FLOW_MASK"):
+        loss.check([keys.OUTPUT_FLOW_MASK], [keys.TARGET_AGL_MASK])
+    loss.check([keys.OUTPUT_FLOW_MASK], [keys.TARGET_FLOW_MASK])
+
+
+@pytest.mark.parametrize("upsamplings", [0, 1])
+def test_flow_map_has_the_images_size_whatever_the_height_head_does(upsamplings: int) -> None:
+    agl_head = {"_target_": HEADS + "AGLHead", "num_upsample_blocks": upsamplings}
+    head = {"_target_": HEADS + "FlowOrientationHead", "embedding_size": 4}
+    model = build_model(tiny_config(agl_head=agl_head, orientation_head=head))
+    for size in ((64, 96), (50, 70)):
+        assert run(model, 1, 3, *size)[keys.OUTPUT_FLOW_MASK].shape == (1, 2, *size)

@@ -140,6 +140,34 @@ def test_a_wrong_optimizer_block_is_named(changes: dict) -> None:
         build_optimizer(Net(), optimizer_config("adamw", **changes), processes=1)
 
 
+def test_plateau_lowers_every_group_by_the_same_factor() -> None:
+    cfg = OmegaConf.to_container(OmegaConf.load(CONFIGS / "scheduler/plateau.yaml"))
+    assert isinstance(cfg, dict)
+    optimizer = build_optimizer(Net(), optimizer_config("adamw_finetune"), processes=1)
+    scheduler = build_scheduler(optimizer, cfg, lambda step: 0.0, 1e-4, "max")
+    for _ in range(500):
+        scheduler.step(0.5)
+    assert {round(g["lr"], 9) for g in optimizer.param_groups} == {6e-5, 6e-6}
+
+
+@pytest.mark.parametrize(
+    ("option", "changes"),
+    [
+        ("flat_cos", {"flat": 1.0}),
+        ("1cycle", {"decay": 0}),
+        ("1cycle", {"warmup": "x"}),
+        ("multistep", {"milestones": 3}),
+        ("cos", {"min_lr": "low"}),
+    ],
+)
+def test_impossible_schedules_are_refused(option: str, changes: dict) -> None:
+    cfg = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"scheduler/{option}.yaml"))
+    assert isinstance(cfg, dict)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    with pytest.raises(InputError, match="scheduler"):
+        build_scheduler(optimizer, {**cfg, **changes}, lambda step: 0.0, 1e-3, "max")
+
+
 def test_an_unknown_schedule_is_named() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     with pytest.raises(InputError, match=r"scheduler\.name=cosine"):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from geopose.errors import InputError
 from tests.training_run import score_of_checkpoint, tiny_overrides, train, weights
 
 ROOT = Path(__file__).resolve().parents[1]
+POOLED_ANGLE = "model.orientation_head._target_=geopose.models.heads.DenseOrientationHead"
 
 
 def run_command_line(
@@ -164,14 +166,28 @@ def test_a_run_is_never_overwritten(run_dir: Path, sample_dir: Path) -> None:
         ("model.encoder._target_=os.system", r"os\.system"),
         ("checkpoint=/no/such.pth", "/no/such.pth"),
         ("train.loaders.train.num_workers=-1", "num_workers"),
+        ("loss=huber_cos_flow", "OUTPUT_FLOW_MASK"),
+        ("optimizer.lr=abc", r"optimizer\.lr=abc"),
+        ("train.max_minutes=abc", "max_minutes"),
+        ("train.mixup=some", "mixup"),
+        ("optimizer.clip_grad_norm=abc", "clip_grad_norm"),
+        ("runner.checkpoints=[]", "checkpoints"),
+        ("runner.main_metric=foo", "foo"),
+        ("scheduler.min_lr=x", r"scheduler\.min_lr"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(
     sample_dir: Path, tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        train(sample_dir, tmp_path / "run", override)
+        train(sample_dir, tmp_path / "run", POOLED_ANGLE, override)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_impossible_run_directory_is_bad_input(sample_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/run"):
+        train(sample_dir, tmp_path / "file" / "run")
 
 
 def test_another_channel_order_is_refused(run_dir: Path, sample_dir: Path, tmp_path: Path) -> None:
@@ -192,10 +208,31 @@ def test_command_line_trains_two_processes_and_counts_each_image_once(
     assert score_of_checkpoint(last, sample_dir) == pytest.approx(claimed, abs=1e-4)
 
 
+def test_a_file_that_only_one_process_reads_ends_both_with_its_name(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(sample_dir, data)
+    heights = sorted((data / "train").glob("*_AGL.tif"))[0]
+    heights.write_bytes(heights.read_bytes()[:-60])
+    done = run_command_line(tiny_overrides(data, tmp_path / "run"), tmp_path, processes=2)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert any(heights.name in line for line in errors)
+
+
+def test_an_error_of_all_processes_is_said_once(sample_dir: Path, tmp_path: Path) -> None:
+    arguments = tiny_overrides(sample_dir, tmp_path / "run", "dataset.fold=99")
+    done = run_command_line(arguments, tmp_path, processes=2)
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train.epoch=3"], "epoch"),
+        (["train=null"], "train"),
         (["model=b9"], "b9"),
         ([], "DRIVENDATA_OVERHEAD_GEOPOSE"),
     ],

@@ -22,9 +22,11 @@ TINY = (
     "model.encoder.name=test_efficientnet",
     "train=sample",
     "train.crop_size=64",
+    "train.downsample=1",
     "train.crops_per_image=1",
     "train.epochs=2",
     "optimizer=sample",
+    "optimizer.precision=fp32",
     "dataset.num_folds=3",
     "batch_size=2",
 )

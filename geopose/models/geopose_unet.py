@@ -140,7 +140,7 @@ class GeoposeUNetModel(nn.Module):
             keys.OUTPUT_VFLOW_DIRECTION: direction,
         }
         if flow is not None:
-            outputs[keys.OUTPUT_FLOW_MASK] = F.pad(self._to_image(flow, image.shape[-2:]), crop)
+            outputs[keys.OUTPUT_FLOW_MASK] = F.pad(resize(flow, image.shape[-2:]), crop)
         return outputs
 
     def _to_image(self, x: Tensor, size: torch.Size) -> Tensor:

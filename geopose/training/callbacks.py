@@ -89,10 +89,17 @@ class BackwardCallback(IBackwardCallback):
         super().__init__()
         self._accumulation = accumulation
 
+    def on_loader_start(self, runner: Any) -> None:
+        """Batches are counted anew each epoch."""
+        self._batches = 0
+
     def on_batch_end(self, runner: Any) -> None:
         """Training batches only; what remains in the metrics is for the logs."""
         if runner.is_train_loader:
-            runner.engine.backward(runner.batch_metrics["loss"] / self._accumulation)
+            first = self._batches - self._batches % self._accumulation
+            group = min(self._accumulation, runner.loader_batch_len - first)
+            self._batches += 1
+            runner.engine.backward(runner.batch_metrics["loss"] / group)
         runner.batch_metrics.update(
             {key: value.detach() for key, value in runner.batch_metrics.items()}
         )
@@ -191,6 +198,30 @@ def _to_numpy(value: Any) -> Any:
     return value.detach().float().cpu().numpy() if isinstance(value, Tensor) else value
 
 
+def _rank_of(value: float, mode: str) -> float:
+    """A number that is lower for better metrics; an undefined metric is the worst there is."""
+    if not math.isfinite(value):
+        return math.inf
+    return -value if mode == "max" else value
+
+
+class EarlyStoppingCallback(Callback):
+    """Ends the run after `patience` epochs without a better metric."""
+
+    def __init__(self, patience: int, metric: str, mode: str) -> None:
+        super().__init__(order=CallbackOrder.external)
+        self._patience, self._metric, self._mode = patience, metric, mode
+        self._best = math.inf
+        self._waited = 0
+
+    def on_epoch_end(self, runner: Any) -> None:
+        """Compares and counts."""
+        rank = _rank_of(float(runner.epoch_metrics["valid"][self._metric]), self._mode)
+        self._waited = 0 if rank < self._best else self._waited + 1
+        self._best = min(self._best, rank)
+        runner.need_early_stop = runner.need_early_stop or self._waited >= self._patience
+
+
 class CheckpointCallback(ICheckpointCallback):
     """Keeps `best.pth`, the best few and, in the first folder, `last.pth`; rank 0 writes.
 
@@ -213,7 +244,7 @@ class CheckpointCallback(ICheckpointCallback):
     ) -> None:
         super().__init__()
         self.order = CallbackOrder.scheduler + 10  # after the schedule has stepped
-        self._folder, self._metric, self._sign = folder, metric, -1.0 if mode == "max" else 1.0
+        self._folder, self._metric, self._mode = folder, metric, mode
         self._top_k, self._keep_last, self._header = top_k, keep_last, header
         self._kept: list[tuple[float, Path]] = []
         self.best: float | None = None
@@ -221,7 +252,7 @@ class CheckpointCallback(ICheckpointCallback):
     def on_epoch_end(self, runner: Any) -> None:
         """Writes whatever this epoch earned; an undefined metric is never the best."""
         value = float(runner.epoch_metrics["valid"][self._metric])
-        rank = self._sign * value if math.isfinite(value) else math.inf
+        rank = _rank_of(value, self._mode)
         path = self._folder / f"epoch_{runner.epoch_step:04d}.pth"
         ranked = sorted([*self._kept, (rank, path)], key=lambda item: item[0])
         keep, drop = ranked[: self._top_k], ranked[self._top_k :]

@@ -10,21 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from catalyst.callbacks.misc import EarlyStoppingCallback
 from catalyst.core.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from geopose.construct import plain
 from geopose.data.io import atomic_path
-from geopose.distributed import broadcast_object, init_from_env, is_main, shutdown, world_size
-from geopose.errors import InputError
+from geopose.distributed import (
+    broadcast_object,
+    init_from_env,
+    is_distributed,
+    is_main,
+    shutdown,
+    together,
+    world_size,
+)
+from geopose.errors import InputError, RunError
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order
 from geopose.training.budget import TimeBudget
 from geopose.training.callbacks import (
     BackwardCallback,
     CheckpointCallback,
+    EarlyStoppingCallback,
     LossCallback,
     OptimizerCallback,
     PanelCallback,
@@ -33,6 +41,7 @@ from geopose.training.callbacks import (
     ScoreCallback,
     TimeBudgetCallback,
 )
+from geopose.training.check import check_config, check_loss, check_metrics
 from geopose.training.loaders import build_loaders
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.resources import choose_resources
@@ -41,44 +50,12 @@ from geopose.training.transfer import apply_initial_weights
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "bf16", "fp16", "amp")
-
-
-def check_config(cfg: Mapping[str, Any]) -> None:
-    """Refuses values that would only fail later, or be ignored.
-
-    Raises:
-        InputError: names the key, the value and what is allowed.
-    """
-    train, optimizer = cfg["train"], cfg["optimizer"]
-    positive = {
-        "batch_size": cfg["batch_size"],
-        "train.epochs": train["epochs"],
-        "train.crops_per_image": train["crops_per_image"],
-        "train.loaders.valid.batch_size": train["loaders"]["valid"]["batch_size"],
-        "optimizer.accumulation": optimizer["accumulation"],
-        "runner.top_k": cfg["runner"]["top_k"],
-    }
-    for key, value in positive.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{key}={value}: a whole number from 1")
-    if optimizer["precision"] not in PRECISIONS:
-        raise InputError(f"optimizer.precision={optimizer['precision']}: one of {PRECISIONS}")
-    if not optimizer["lr"] > 0:
-        raise InputError(f"optimizer.lr={optimizer['lr']}: must be positive")
-    if train["max_minutes"] is not None and not train["max_minutes"] > 0:
-        raise InputError(f"train.max_minutes={train['max_minutes']}: null, or more than 0")
-    if train["early_stopping"] < 0 or float(train["mixup"]) < 0:
-        raise InputError("train.early_stopping and train.mixup: 0 (off) or more")
-    if sum(bool(cfg[key]) for key in ("transfer", "transfer_encoder_decoder", "checkpoint")) > 1:
-        raise InputError("transfer, transfer_encoder_decoder and checkpoint: give one of them")
-
 
 def run_directory(cfg: Mapping[str, Any]) -> Path:
     """The directory of this run, the same on every rank.
 
     Raises:
-        InputError: it already holds a run.
+        InputError: it already holds a run (on every rank alike).
     """
     slug, fold = cfg["model"]["slug"], cfg["dataset"]["fold"]
     stamp = time.strftime("%y%m%d_%H_%M")
@@ -90,7 +67,9 @@ def run_directory(cfg: Mapping[str, Any]) -> Path:
             taken += 1
             path = base.with_name(f"{base.name}_{taken}")
     if broadcast_object(any(path.glob("checkpoints_*/*.pth"))):
-        raise InputError(f"{path}: already holds a run; give another experiment=DIR or remove it")
+        problem = InputError(f"{path}: already holds a run; give another experiment=DIR")
+        problem.on_every_rank = True
+        raise problem
     return path
 
 
@@ -108,13 +87,11 @@ def _build_model(cfg: Mapping[str, Any]) -> nn.Module:
     model = build_model(cfg["model"], load_pretrained=not has_weights)
     apply_initial_weights(model, cfg)
     if cfg["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
-def _callbacks(
-    cfg: Mapping[str, Any], run_dir: Path, budget: TimeBudget
-) -> dict[str, Callback]:
+def _callbacks(cfg: Mapping[str, Any], run_dir: Path, budget: TimeBudget) -> dict[str, Callback]:
     runner, optimizer, train = cfg["runner"], cfg["optimizer"], cfg["train"]
     order = channel_order(cfg["model"])
     header = {"channel_order": order, "checkpoint_data": {"config": cfg}}
@@ -141,17 +118,13 @@ def _callbacks(
         callbacks["panels"] = PanelCallback(order)
     if train["early_stopping"]:
         callbacks["early_stopping"] = EarlyStoppingCallback(
-            patience=train["early_stopping"],
-            loader_key="valid",
-            metric_key=runner["main_metric"],
-            minimize=runner["main_mode"] == "min",
+            train["early_stopping"], runner["main_metric"], runner["main_mode"]
         )
     return callbacks
 
 
-def _assemble(cfg: dict[str, Any], device: torch.device) -> tuple[RunParts, Path]:
+def _assemble(cfg: dict[str, Any], device: torch.device, run_dir: Path) -> RunParts:
     """Everything that can fail on bad input comes before the run directory is made."""
-    check_config(cfg)
     train = cfg["train"]
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     workers = train["loaders"]
@@ -166,7 +139,9 @@ def _assemble(cfg: dict[str, Any], device: torch.device) -> tuple[RunParts, Path
         torch.set_num_threads(resources.threads)
     loaders = build_loaders(cfg, resources, device)
     criterion = build_loss(cfg["loss"])
+    check_metrics(cfg, criterion.prefixes)
     model = _build_model(cfg)
+    check_loss(model, criterion, cfg["runner"]["input_keys"])
     optimizer = build_optimizer(model, cfg["optimizer"], world_size())
     steps = -(-len(loaders["train"]) // cfg["optimizer"]["accumulation"]) * train["epochs"]
     lr = cfg["optimizer"]["lr"] * world_size()
@@ -178,8 +153,7 @@ def _assemble(cfg: dict[str, Any], device: torch.device) -> tuple[RunParts, Path
         lr,
         cfg["runner"]["main_mode"],
     )
-    run_dir = run_directory(cfg)
-    parts = RunParts(
+    return RunParts(
         model=model,
         criterion=criterion,
         optimizer=optimizer,
@@ -194,7 +168,20 @@ def _assemble(cfg: dict[str, Any], device: torch.device) -> tuple[RunParts, Path
         mixup=float(train["mixup"]),
         channels_last=cfg["channels_last"],
     )
-    return parts, run_dir
+
+
+def _make_run_directory(cfg: Mapping[str, Any], run_dir: Path) -> None:
+    """Makes it on rank 0, with the whole config in it."""
+    if not is_main():
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_path(run_dir / "config.yaml") as temporary:
+            OmegaConf.save(OmegaConf.create(dict(cfg)), temporary)
+    except OSError as error:
+        raise InputError(f"{run_dir}: cannot be made ({error}); give another experiment=DIR") from (
+            error
+        )
 
 
 def fit(config: DictConfig) -> Path:
@@ -210,26 +197,45 @@ def fit(config: DictConfig) -> Path:
         InputError: bad config or data; nothing has been written.
         RunError: the loss is not finite, or a checkpoint cannot be written.
     """
-    cfg = plain(config)
     device = init_from_env()
-    try:
-        _apply_switches(cfg)
-        parts, run_dir = _assemble(cfg, device)
-        if is_main():
-            run_dir.mkdir(parents=True, exist_ok=True)
-            with atomic_path(run_dir / "config.yaml") as temporary:
-                OmegaConf.save(OmegaConf.create(cfg), temporary)
-            _announce(cfg, parts, device, run_dir)
-        GeoposeRunner(parts).run()
-        _report(cfg, parts, run_dir)
-    finally:
-        shutdown()
+    cfg = together(lambda: _checked(config))
+    _apply_switches(cfg)
+    run_dir = run_directory(cfg)
+    parts = together(lambda: _assemble(cfg, device, run_dir))
+    together(lambda: _make_run_directory(cfg, run_dir))
+    _announce(cfg, parts, device, run_dir)
+    _run(parts, cfg)
+    _report(cfg, parts, run_dir)
+    # Not after an error: the others would fail at the closed connection, and the launcher would end
+    # this process before it has said what was wrong.
+    shutdown()
     return run_dir
 
 
-def _announce(
-    cfg: Mapping[str, Any], parts: RunParts, device: torch.device, run_dir: Path
-) -> None:
+def _checked(config: DictConfig) -> dict[str, Any]:
+    cfg = plain(config)
+    check_config(cfg)
+    return cfg
+
+
+def _run(parts: RunParts, cfg: Mapping[str, Any]) -> None:
+    """Trains; failures that a user can understand become one line."""
+    try:
+        GeoposeRunner(parts).run()
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory with batch_size={cfg['batch_size']} and "
+            f"train.crop_size={cfg['train']['crop_size']}; lower one of them"
+        ) from error
+    except RuntimeError as error:
+        if is_distributed() and "peer" in str(error):
+            raise RunError("another process of this run has failed; its message says why") from (
+                error
+            )
+        raise
+
+
+def _announce(cfg: Mapping[str, Any], parts: RunParts, device: torch.device, run_dir: Path) -> None:
     processes = world_size()
     logger.info(
         "training %s on %s in %s, %d process%s of %d threads: "

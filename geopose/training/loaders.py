@@ -62,8 +62,10 @@ def build_loaders(
     )
     whole = build_augmentation("none", None, downsample) if downsample > 1 else None
     valid_set = GeoposeDataset(valid_records, order, whole, cache=train["cache"])
-    common = {"worker_init_fn": worker_init_fn, "pin_memory": device.type == "cuda"}
-    sampler = DistributedSampler(train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"])
+    common: dict[str, Any] = {"worker_init_fn": worker_init_fn, "pin_memory": device.type == "cuda"}
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"]
+    )
     return {
         "train": DataLoader(
             train_set,
@@ -79,6 +81,7 @@ def build_loaders(
             batch_size=train["loaders"]["valid"]["batch_size"],
             sampler=ShardSampler(len(valid_set)),
             num_workers=resources.valid_workers,
+            persistent_workers=resources.valid_workers > 0,
             **common,
         ),
     }

@@ -20,7 +20,7 @@ def mix_batch(batch: Mapping[str, Any], alpha: float) -> dict[str, Any]:
     """A batch whose images and gsd are blended with those of a random partner in the batch.
 
     Args:
-        batch: a training batch with SPEC keys.
+        batch: a training batch with the keys of geopose.keys.
         alpha: both parameters of the Beta distribution of the blend; > 0.
     """
     images, gsd = batch[INPUT_IMAGE_KEY], batch[INPUT_GROUND_SAMPLE_DISTANCE]

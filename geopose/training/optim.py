@@ -104,6 +104,22 @@ _SCHEDULES: dict[str, Callable[[Mapping[str, Any], float], Schedule]] = {
 }
 
 
+def _checked(name: str, cfg: Mapping[str, Any], lr: float) -> Schedule:
+    """The schedule, tried out at a few points so that a bad number is found before the run."""
+    for key in ("flat", "warmup", "decay"):
+        value = cfg.get(key, 0.5)
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(f"scheduler.{key}={value}: a share of the run, 0 to 1")
+    try:
+        factor = _SCHEDULES[name](cfg, lr)
+        for progress in (0.0, 0.3, 0.6, 1.0):
+            if not factor(progress) >= 0:
+                raise ValueError(f"a negative rate at {progress:.0%} of the run")
+    except (TypeError, ValueError, ZeroDivisionError, KeyError) as error:
+        raise InputError(f"scheduler {name}: not possible with these values ({error})") from error
+    return factor
+
+
 def build_scheduler(
     optimizer: Optimizer,
     cfg: Mapping[str, Any],
@@ -130,7 +146,10 @@ def build_scheduler(
     """
     name = cfg["name"]
     for key in ("min_lr", "start_lr", "end_lr"):
-        if cfg.get(key, 0.0) > lr:
+        value = cfg.get(key, 0.0)
+        if not isinstance(value, int | float):
+            raise InputError(f"scheduler.{key}={value}: a number")
+        if value > lr:
             raise InputError(f"scheduler.{key}={cfg[key]} is above the optimizer's rate {lr}")
     if name == "plateau":
         return ReduceLROnPlateau(
@@ -138,9 +157,9 @@ def build_scheduler(
             mode=mode,  # type: ignore[arg-type]
             factor=cfg["factor"],
             patience=cfg["patience"],
-            min_lr=cfg["min_lr"],
+            min_lr=[cfg["min_lr"] * group["lr"] / lr for group in optimizer.param_groups],
         )
     if name not in _SCHEDULES:
         raise InputError(f"scheduler.name={name}: unknown; one of {['plateau', *_SCHEDULES]}")
-    factor = _SCHEDULES[name](cfg, lr)
+    factor = _checked(name, cfg, lr)
     return LambdaLR(optimizer, lambda step: factor(progress(step)))

@@ -4,11 +4,12 @@ Under torchrun the process group is already up when the engine starts; loaders a
 so that validation counts each image once.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import DistributedDataParallelKwargs
@@ -23,6 +24,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from geopose.data.dataset import GeoposeDataset
 from geopose.distributed import gather_objects, is_distributed
 from geopose.geometry import flow_map
 from geopose.keys import (
@@ -68,6 +70,8 @@ def build_engine(device: torch.device, precision: str, find_unused: bool) -> Geo
     """
     # accelerate keeps one state a process and refuses a second run with other settings
     AcceleratorState._reset_state(reset_partial_state=True)
+    # torch renames the argument that accelerate still passes: nothing a user could act on
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     precision = resolve_precision(precision, device)
     return GeoposeEngine(
         cpu=device.type == "cpu",
@@ -103,6 +107,8 @@ class RunParts:
 
 class GeoposeRunner(SupervisedRunner):
     """Supervised training of a network that takes image and gsd and returns a dict of outputs."""
+
+    batch: Any  # Catalyst's declaration is narrower than what it puts there
 
     def __init__(self, parts: RunParts) -> None:
         super().__init__(input_key=None, output_key=None)
@@ -158,7 +164,7 @@ class GeoposeRunner(SupervisedRunner):
     def on_epoch_start(self, runner: Any) -> None:
         """Each epoch draws other samples."""
         super().on_epoch_start(runner)
-        self.loaders["train"].dataset.set_epoch(self.epoch_step)
+        cast(GeoposeDataset, self.loaders["train"].dataset).set_epoch(self.epoch_step)
 
     def on_loader_start(self, runner: Any) -> None:
         """Validation sees the same BatchNorm statistics on every rank."""

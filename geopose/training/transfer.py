@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geopose.checkpoints import load_checkpoint, load_weights_strict
+from geopose.checkpoints import load_checkpoint, load_weights_strict, resolve_checkpoint
 from geopose.errors import InputError
 from geopose.models.build import channel_order
 from geopose.models.legacy import rename_state_dict
@@ -28,10 +28,14 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
         ("transfer", _load_matching),
     ):
         if cfg[key]:
-            payload = load_checkpoint(cfg[key])
-            _check_channel_order(payload, cfg, cfg[key])
-            weights = rename_state_dict(payload["model_state_dict"])
-            loader(model, weights, str(cfg[key]))
+            path = str(resolve_checkpoint(str(cfg[key])))
+            payload = load_checkpoint(path)
+            _check_channel_order(payload, cfg, path)
+            try:
+                weights = rename_state_dict(payload["model_state_dict"])
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+            loader(model, weights, path)
 
 
 def _check_channel_order(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
