@@ -8,11 +8,10 @@ archive and the run has failed.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,8 +38,6 @@ ARCHIVE_NAME = "submission_compressed.tar.gz"
 PREDICTIONS_FOLDER = "submission"
 PICTURES_FOLDER = "visualization"
 MAX_NAMED = 3  # failed images in the final error; all of them are logged
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -96,22 +93,22 @@ def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = Fal
         RunError: some images failed (all others are written), or the run itself broke.
     """
     device = distributed.local_device()
-    _together(lambda: check_submission_dir(config, visualize))
-    records, ensemble = _together(lambda: _prepare(config, data_dir, device))
+    distributed.together(lambda: check_submission_dir(config, visualize))
+    records, ensemble = distributed.together(lambda: _prepare(config, data_dir, device))
     folder = config.submission_dir / PREDICTIONS_FOLDER
     archive = config.submission_dir / ARCHIVE_NAME
-    _together(lambda: _make_folders(config.submission_dir, visualize))
+    distributed.together(lambda: _make_folders(config.submission_dir, visualize))
     if distributed.is_main():
         warn_unconverted(records)
         if config.fp16 and device.type != "cuda":
             _LOG.warning("inference.fp16 needs a CUDA device; computing in float32")
     started = time.perf_counter()
     outputs = _Outputs(config.submission_dir, records, visualize)
-    failed = _together(lambda: _predict_all(config, records, ensemble, device, outputs))
+    failed = distributed.together(lambda: _predict_all(config, records, ensemble, device, outputs))
     everywhere = sorted(chain.from_iterable(distributed.gather_objects(failed)))
     if everywhere:
         raise RunError(_failure([line for _, line in everywhere], len(records), folder))
-    _together(lambda: _pack(archive, folder, records))
+    distributed.together(lambda: _pack(archive, folder, records))
     seconds = time.perf_counter() - started
     if distributed.is_main():
         _LOG.info(
@@ -143,20 +140,6 @@ def load_entry(entry: ModelEntry) -> LoadedModel:
     """The model of one entry of `ensemble.models`; InputError if its files cannot be used."""
     loaded = load_model(entry.files)
     return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
-
-
-def _together(step: Callable[[], Result]) -> Result:
-    """Runs a step on all processes; if it fails on one of them, all raise that error."""
-    result: Result | None = None
-    problem: GeoposeError | None = None
-    try:
-        result = step()
-    except GeoposeError as error:
-        problem = error
-    for found in distributed.gather_objects(problem):
-        if found is not None:
-            raise found
-    return result  # type: ignore[return-value]
 
 
 def _prepare(
