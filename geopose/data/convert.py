@@ -5,7 +5,6 @@ PNG is there and not older are skipped; a broken file is named and the others ar
 same.
 """
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser, positive_int
+from geopose.cores import usable_cores
 from geopose.data.io import partial_files, read_rgb, write_png
 from geopose.data.layout import (
     DATA_DIR_VARIABLE,
@@ -104,11 +104,6 @@ def _convert_file(source: Path) -> str:
     return ""
 
 
-def default_workers() -> int:
-    """One thread for each core that this process may use; decoding keeps a core busy."""
-    return len(os.sched_getaffinity(0))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The convert_j2k.py command."""
     parser = ArgumentParser(
@@ -125,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--workers",
         type=positive_int,
-        default=default_workers(),
+        default=usable_cores(),
         metavar="N",
         help="images converted at a time (default: %(default)s, the cores available)",
     )

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from geopose import distributed
 from geopose.cli import ArgumentParser, setup_logging
+from geopose.cores import usable_cores
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
 from geopose.errors import GeoposeError, InputError, RunError
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
@@ -195,7 +196,7 @@ def _child(local_rank: int, processes: int, port: int, errors: SimpleQueue, job:
     )
     setup_logging()
     tqdm.set_lock(RLock())  # its default is shared between processes, and leaks when one is killed
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(max(1, usable_cores() // processes))
     distributed.init_from_env()
     try:
         job.run()

@@ -6,7 +6,6 @@ archive and the run has failed.
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from geopose import distributed
 from geopose.checkpoints import LoadedModel, load_model
+from geopose.cores import usable_cores
 from geopose.data.dataset import warn_unconverted
 from geopose.data.io import partial_files, read_rgb
 from geopose.data.layout import ImageRecord, read_split, viz_name
@@ -250,7 +250,7 @@ def _predict_share(
 
 def _load(records: Sequence[ImageRecord], share: range, workers: int) -> Iterator[_Image]:
     """Images of a share in order, read ahead by at most as many workers as there are cores."""
-    workers = min(workers, len(share), len(os.sched_getaffinity(0)))
+    workers = min(workers, len(share), usable_cores())
     loader = DataLoader(
         _Images(records),
         batch_size=None,

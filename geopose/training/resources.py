@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from geopose.cores import usable_cores
 from geopose.errors import InputError
 
 AUTO = "auto"
@@ -18,11 +19,6 @@ class Resources:
     train_workers: int
     valid_workers: int
     threads: int
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (a container's share, not the whole machine)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _threads_from_environment() -> int:
