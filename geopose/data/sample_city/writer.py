@@ -166,7 +166,9 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[None]:
             _write_scene(*job)
             yield
         return
-    with ProcessPoolExecutor(workers, initializer=_prepare_worker) as pool:
+    # Spawned: a forked copy of a program with threads can wait for ever for a lock of theirs.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_prepare_worker) as pool:
         futures = [pool.submit(_write_scene, *job) for job in jobs]
         try:
             for future in as_completed(futures):
