@@ -7,6 +7,7 @@ holds the arguments, so that a rerun can complete the same data set and never mi
 
 import csv
 import json
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
