@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from geopose.checkpoints import (
-    average_checkpoints,
-    load_checkpoint,
-    load_model,
-    resolve_checkpoint,
-    save_checkpoint,
-)
+from geopose.checkpoints.fetch import resolve_checkpoint
+from geopose.checkpoints.files import load_checkpoint, save_checkpoint
+from geopose.checkpoints.load import load_model
+from geopose.checkpoints.weights import average_checkpoints
 from geopose.errors import InputError, RunError
 from tests.tiny_run import model_config, tiny_payload, write_checkpoint
 

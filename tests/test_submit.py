@@ -9,7 +9,7 @@ import pytest
 import tifffile
 import torch
 
-from geopose.checkpoints import load_model
+from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
 from geopose.data.dataset import normalize_image
 from geopose.data.io import read_agl_m, read_rgb, read_vflow, write_png

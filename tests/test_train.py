@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from geopose.checkpoints import load_checkpoint
+from geopose.checkpoints.files import load_checkpoint
 from geopose.errors import InputError
 from tests.training_run import score_of_checkpoint, tiny_overrides, train, weights
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.checkpoints import save_checkpoint
+from geopose.checkpoints.files import save_checkpoint
 from geopose.data.io import write_j2k, write_png
 from geopose.models.build import build_model
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from geopose import keys
-from geopose.checkpoints import load_model
+from geopose.checkpoints.load import load_model
 from geopose.data.dataset import GeoposeDataset
 from geopose.data.folds import split_fold
 from geopose.data.layout import read_split

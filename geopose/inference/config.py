@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from geopose.checkpoints import resolve_checkpoint
+from geopose.checkpoints.fetch import resolve_checkpoint
 from geopose.errors import InputError
 from geopose.inference.ensemble import TTA_PER_MODEL, check_tta_order
 from geopose.inference.tta import Tta

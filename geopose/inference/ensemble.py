@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geopose.checkpoints import LoadedModel
+from geopose.checkpoints.load import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError
 from geopose.inference.tta import Prediction, PredictionMean, Tta

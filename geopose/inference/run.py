@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from geopose import distributed
-from geopose.checkpoints import LoadedModel, load_model
+from geopose.checkpoints.load import LoadedModel, load_model
 from geopose.cores import usable_cores
 from geopose.data.dataset import warn_unconverted
 from geopose.data.io import partial_files, read_rgb

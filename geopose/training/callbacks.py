@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from geopose.checkpoints import save_checkpoint
+from geopose.checkpoints.files import save_checkpoint
 from geopose.data.io import atomic_path
 from geopose.distributed import gather_objects, is_main
 from geopose.errors import RunError

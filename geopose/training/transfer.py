@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geopose.checkpoints import load_checkpoint, load_weights_strict, resolve_checkpoint
+from geopose.checkpoints.fetch import resolve_checkpoint
+from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.weights import load_weights_strict
 from geopose.errors import InputError
 from geopose.models.build import channel_order
 from geopose.models.legacy import rename_state_dict

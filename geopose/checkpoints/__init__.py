@@ -1,0 +1,1 @@
+"""Checkpoint files: found or fetched, read without running code, built, averaged, exported."""

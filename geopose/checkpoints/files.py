@@ -1,0 +1,135 @@
+"""Checkpoint files: written whole, read without running anything in them.
+
+A checkpoint is a dict saved by torch with at least `model_state_dict` and
+`checkpoint_data: {"config": <full training config>}`. Those written here also say `versions`,
+`units`, `channel_order` and that half-resolution labels were converted.
+"""
+
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import geopose
+from geopose.checkpoints.pickles import ALLOWED
+from geopose.data.io import atomic_path
+from geopose.errors import InputError, RunError
+
+LABELS_CONVERTED = "converted"
+SAVED_VERSIONS = ("torch", "timm", "pytorch-toolbelt", "albumentations", "numpy")
+UNITS = {"agl": "m", "magnitude": "px", "scale": "px/m", "angle": "rad", "gsd": "m/px"}
+
+# What reading a file that is no (whole) checkpoint raises, depending on where it breaks.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a checkpoint says about its origin: package versions, units, label convention."""
+    versions = {"geopose": geopose.__version__}
+    for package in SAVED_VERSIONS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # torch of a custom build may be without metadata
+            versions[package] = str(getattr(torch, "__version__", "")) if package == "torch" else ""
+    return {"versions": versions, "units": dict(UNITS), "label_downsample": LABELS_CONVERTED}
+
+
+def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
+    """Writes a checkpoint atomically, with versions and units added.
+
+    Args:
+        path: the `.pth` file.
+        payload: at least `model_state_dict` and `checkpoint_data: {"config": ...}` as plain
+            containers; `channel_order` and whatever a resumed training needs.
+
+    Raises:
+        RunError: the payload holds something that could not be read back, or lacks a key.
+    """
+    path = Path(path)
+    _require_keys(payload, path, RunError)
+    with atomic_path(path) as temporary:
+        try:
+            torch.save({**describe_environment(), **payload}, temporary)
+        except RuntimeError as error:  # of torch's file writer
+            raise RunError(f"cannot write {path}: {_first_sentence(error)}") from error
+        with torch.serialization.safe_globals(ALLOWED):
+            refused = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+        if refused:
+            raise RunError(f"{path}: not saved, holds objects no reader accepts: {sorted(refused)}")
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU without running anything in it.
+
+    Tensors are memory-mapped where the format allows, so that parts nobody looks at (the
+    optimizer's state) are never read.
+
+    Raises:
+        InputError: no such file, not a checkpoint, truncated, without the needed keys, or holding
+            an object that is not weights, numbers or plain containers (named in the message).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    try:
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the pickle protocol of garbage
+            payload = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+            )
+    except _UNREADABLE as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise InputError(
+                f"{path}: refused, contains {refused.group(1)}, and a checkpoint may hold only "
+                "weights, numbers and plain containers; save it again without that object"
+            ) from error
+        raise InputError(
+            f"{path}: not a readable checkpoint ({_first_sentence(error)}); copy or download it "
+            "again"
+        ) from error
+    _require_keys(payload, path, InputError)
+    return payload
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split("WeightsUnpickler error:")[-1].split("Check the")[0].split())
+    readable = re.search(r"[A-Za-z]{3}", text)
+    return re.split(r"(?<=[a-z])[.:] ", text)[0][:120] if readable else type(error).__name__
+
+
+def _require_keys(payload: Any, path: Path, error: type[InputError] | type[RunError]) -> None:
+    """A checkpoint needs weights and the config that says which network they belong to."""
+    if not isinstance(payload, Mapping):
+        raise error(f"{path}: holds a {type(payload).__name__}, not a checkpoint dict")
+    weights = payload.get("model_state_dict")
+    if not isinstance(weights, Mapping) or not weights:
+        raise error(f"{path}: no model_state_dict in it, so no weights to load")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        raise error(f"{path}: model_state_dict must map parameter names to tensors")
+    data = payload.get("checkpoint_data")
+    config = data.get("config") if isinstance(data, Mapping) else None
+    if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
+        raise error(f"{path}: no checkpoint_data.config.model in it, so the network is unknown")
