@@ -327,7 +327,7 @@ class ProgressCallback(Callback):
         if is_main():
             logger.info(
                 "epoch %d/%d  train loss %.4f  valid loss %.4f  R2 mean %.4f  AGL %.4f  flow %.4f"
-                "  lr %.2e  %.1f images/s",
+                "  lr %.2e  %.1f images/s  waited %.0f %% for data",
                 runner.epoch_step,
                 runner.num_epochs,
                 train["loss"],
@@ -337,6 +337,7 @@ class ProgressCallback(Callback):
                 valid["metrics/vflow_r2"],
                 epoch["lr"],
                 epoch["images_per_s"],
+                100 * epoch["data_wait_share"],
             )
 
     def on_exception(self, runner: Any) -> None:

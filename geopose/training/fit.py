@@ -47,6 +47,7 @@ from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.resources import choose_resources
 from geopose.training.runner import GeoposeRunner, RunParts, build_engine, resolve_precision
 from geopose.training.transfer import apply_initial_weights
+from geopose.training.wait import DataWaitCallback
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def _callbacks(cfg: Mapping[str, Any], run_dir: Path, budget: TimeBudget) -> dic
         "optimizer": OptimizerCallback(optimizer["accumulation"], optimizer["clip_grad_norm"]),
         "schedule": PlateauCallback(runner["main_metric"]),
         "score": ScoreCallback(),
+        "data_wait": DataWaitCallback(),
         "progress": ProgressCallback(),
     }
     for number, entry in enumerate(runner["checkpoints"]):

@@ -14,6 +14,7 @@ from geopose.distributed import ShardSampler, rank, world_size
 from geopose.errors import InputError
 from geopose.models.build import channel_order
 from geopose.training.resources import Resources
+from geopose.training.wait import TimedLoader
 
 FAST_IMAGES = 64  # what train.fast leaves of either part
 
@@ -67,7 +68,7 @@ def build_loaders(
         train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"]
     )
     return {
-        "train": DataLoader(
+        "train": TimedLoader(
             train_set,
             batch_size=cfg["batch_size"],
             sampler=sampler,
