@@ -339,7 +339,7 @@ def test_an_output_folder_that_cannot_be_made(setup, tmp_path, capsys, monkeypat
     def never(*_: object) -> None:
         raise AssertionError("loaded a model before it looked at the folder")
 
-    monkeypatch.setattr("geopose.inference.run.load_model", never)
+    monkeypatch.setattr("geopose.inference.build.load_model", never)
     assert run(config, setup / "data", f"submission_dir={folder.format(tmp=tmp_path)}") == 2
 
     error = capsys.readouterr().err

@@ -26,8 +26,9 @@ from geopose.cli import ArgumentParser, setup_logging
 from geopose.cores import usable_cores
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
 from geopose.errors import GeoposeError, InputError, RunError
+from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
-from geopose.inference.run import check_submission_dir, load_entry, run_inference
+from geopose.inference.run import check_submission_dir, run_inference
 
 _HOST = "127.0.0.1"
 _MEETING_TIME = timedelta(minutes=5)

@@ -8,7 +8,7 @@ archive and the run has failed.
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from geopose import distributed
-from geopose.checkpoints.load import LoadedModel, load_model
 from geopose.cores import usable_cores
 from geopose.data.dataset import warn_unconverted
 from geopose.data.io import partial_files, read_rgb
 from geopose.data.layout import ImageRecord, read_split, viz_name
 from geopose.errors import GeoposeError, InputError, RunError
-from geopose.inference.config import InferenceConfig, ModelEntry
-from geopose.inference.ensemble import Member, PoseEnsemble
-from geopose.inference.tta import Prediction, Tta
+from geopose.inference.build import build_ensemble
+from geopose.inference.config import InferenceConfig
+from geopose.inference.ensemble import PoseEnsemble
+from geopose.inference.tta import Prediction
 from geopose.output.archive import write_archive
 from geopose.output.preview import save_visualization
 from geopose.output.writer import discard_prediction, output_names, write_prediction
@@ -94,7 +94,8 @@ def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = Fal
     """
     device = distributed.local_device()
     distributed.together(lambda: check_submission_dir(config, visualize))
-    records, ensemble = distributed.together(lambda: _prepare(config, data_dir, device))
+    records = distributed.together(lambda: read_split(data_dir, "test"))
+    ensemble = distributed.together(lambda: build_ensemble(config, device))
     folder = config.submission_dir / PREDICTIONS_FOLDER
     archive = config.submission_dir / ARCHIVE_NAME
     distributed.together(lambda: _make_folders(config.submission_dir, visualize))
@@ -134,23 +135,6 @@ def check_submission_dir(config: InferenceConfig, visualize: bool) -> None:
     archive = config.submission_dir / ARCHIVE_NAME
     if archive.is_dir():
         raise InputError(f"submission_dir: {archive} is a directory; remove it")
-
-
-def load_entry(entry: ModelEntry) -> LoadedModel:
-    """The model of one entry of `ensemble.models`; InputError if its files cannot be used."""
-    loaded = load_model(entry.files)
-    return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
-
-
-def _prepare(
-    config: InferenceConfig, data_dir: Path, device: torch.device
-) -> tuple[list[ImageRecord], PoseEnsemble]:
-    """Reads the list of images and loads every model; writes nothing."""
-    records = read_split(data_dir, "test")
-    half = config.fp16 and device.type == "cuda"
-    members = [Member(load_entry(entry), half) for entry in config.models]
-    ensemble = PoseEnsemble(members, Tta.from_name(config.tta), config.tta_mode)
-    return records, ensemble.to(device).eval()
 
 
 def _make_folders(submission_dir: Path, visualize: bool) -> None:
