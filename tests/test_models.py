@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from torch import Tensor
 from geopose import keys, losses
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector
-from geopose.models import encoders
-from geopose.models.blocks import ResidualDeconvolution
+from geopose.models import blocks, encoders
+from geopose.models.blocks import DenseUnetBlock, InvertedUnetBlock, ResidualDeconvolution
 from geopose.models.build import build_model, channel_order, model_slug
 from geopose.models.decoder import BLOCK_TYPES, UPSAMPLES
 from geopose.models.encoders import TimmEncoder
 from geopose.models.geopose_unet import GeoposeUNetModel, least_squares_scale
-from geopose.models.heads import FlowOrientationHead
+from geopose.models.heads import (
+    AGL_HEADS,
+    ORIENTATION_HEADS,
+    BasicOrientationScaleHead,
+    FlowOrientationHead,
+    HyperColumnAGLHead,
+)
 from geopose.models.legacy import published_to_current, rename_state_dict
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
@@ -149,6 +156,116 @@ def test_heads_train_and_predict(agl_head: dict[str, Any], orientation_head: str
     assert silent == []
 
 
+PAIRS = [
+    pair
+    for pair in product(AGL_HEADS, ORIENTATION_HEADS)
+    # The others have no scale: refused, see test_bad_configs_name_what_is_wrong.
+    if not pair[0].endswith("OnlyAGLHead") or pair[1].endswith("ScaleHead")
+]
+COMBINATIONS = [
+    *({"decoder": {"block_type": b, "upsample": u}} for b, u in product(BLOCK_TYPES, UPSAMPLES)),
+    *({"agl_head": {"_target_": a}, "orientation_head": {"_target_": o}} for a, o in PAIRS),
+]
+
+
+@pytest.mark.parametrize("parts", COMBINATIONS, ids=str)
+def test_every_parameter_of_every_combination_gets_a_gradient(parts: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = build_model(tiny_config(**parts)).train()
+        output = model(torch.zeros(2, 3, 45, 70), torch.zeros(2, 1))
+        torch.stack([value.mean() for value in output.values()]).sum().backward()
+    assert output[keys.OUTPUT_AGL_MASK].shape == (2, 1, 45, 70)
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_hypercolumn_sums_a_convolution_of_every_map_by_hand() -> None:
+    head = HyperColumnAGLHead([4, 6], [2, 4]).eval()
+    fine, coarse = torch.randn(2, 4, 8, 12), torch.randn(2, 6, 4, 6)
+    gsd = torch.tensor([[0.3], [0.6]])
+
+    def convolved(x: Tensor, conv: torch.nn.Module) -> Tensor:
+        assert isinstance(conv, torch.nn.Conv2d)
+        assert conv.kernel_size == (3, 3)
+        y = torch.nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
+        return torch.nn.functional.interpolate(y, size=(8, 12), mode="bilinear", align_corners=True)
+
+    height, magnitude = head([fine, coarse], gsd)
+    planes = [gsd[:, :, None, None].expand(-1, 1, *x.shape[2:]) for x in (fine, coarse)]
+    with_planes = [torch.cat(pair, dim=1) for pair in zip((fine, coarse), planes, strict=True)]
+    expected = sum(convolved(x, c) for x, c in zip(with_planes, head.height, strict=True))
+    assert torch.allclose(height, torch.relu(torch.as_tensor(expected)), atol=1e-6)
+    expected = sum(convolved(x, c) for x, c in zip((fine, coarse), head.magnitude, strict=True))
+    assert torch.allclose(magnitude, torch.relu(torch.as_tensor(expected)), atol=1e-6)
+
+
+def test_scale_head_pools_dense_votes() -> None:
+    head = BasicOrientationScaleHead([4, 6], num_layers=0).eval()
+    coarse = torch.randn(2, 6, 3, 5)
+    found = head([torch.randn(2, 4, 6, 10), coarse])
+    pooled = coarse.mean(dim=(2, 3))  # with one linear layer, pooling may come first
+    direction = torch.nn.functional.linear(
+        pooled, head.direction.weight[:, :, 0, 0], head.direction.bias
+    )
+    assert torch.allclose(found.direction, direction, atol=1e-6)
+    votes = torch.nn.functional.linear(pooled, head.scale.weight[:, :, 0, 0], head.scale.bias)
+    assert torch.allclose(found.scale, torch.nn.functional.softplus(votes), atol=1e-6)
+
+
+def test_dense_block_feeds_its_second_half_with_both() -> None:
+    block = DenseUnetBlock(6, 4).eval()
+    x = torch.randn(1, 6, 8, 8)
+    assert torch.equal(block(x), block.block2(torch.cat([x, block.block1(x)], dim=1)))
+
+
+def test_inverted_block_is_two_of_timms() -> None:
+    block = InvertedUnetBlock(6, 4)
+    assert all(isinstance(part, blocks.InvertedResidual) for part in block)
+    assert [part.has_skip for part in block] == [False, True]
+
+
+PUBLISHED_SPELLINGS: dict[str, dict[str, Any]] = {
+    "hydra": {"_recursive_": False},
+    "first_conv": {"encoder": {"first_conv_stride_one": False, "_recursive_": False}},
+    "channels": {"num_channels": 3},
+    "toolbelt": {"decoder": {"channels": None, "decoder_features": [8, 8, 8, 8]}},
+    "in_place": {"agl_head": {"inplace": True}, "orientation_head": {"dropout": 0.2}},
+    "activation": {"decoder": {"activation": "swish"}},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SPELLINGS)
+@pytest.mark.parametrize("nest", ["flat", "nested", "nested with its target"])
+def test_published_spellings_build_the_same_network(name: str, nest: str) -> None:
+    config = tiny_config()
+    for part, change in PUBLISHED_SPELLINGS[name].items():
+        whole = {**config[part], **change} if isinstance(change, dict) else change
+        if isinstance(whole, dict):
+            whole = {key: value for key, value in whole.items() if value is not None}
+        config[part] = whole
+    if nest != "flat":
+        outside = {} if nest.endswith("target") else {"_target_": config.pop("_target_")}
+        config = {**outside, "slug": "tiny", "config": config}
+    with torch.device("meta"):
+        assert str(build_model(config)) == str(build_model(tiny_config()))
+    assert (model_slug(config), channel_order(config)) == ("tiny", "rgb")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("encoder", {"first_conv_stride_one": True}, "first_conv_stride_one"),
+        ("decoder", {"normalization": "group_norm"}, "group_norm"),
+        ("decoder", {"decoder_features": [8, 8, 8, 8]}, "channels"),
+        ("agl_head", {"_partial_": True}, "_partial_"),
+    ],
+)
+def test_published_keys_that_would_ask_for_another_network(
+    part: str, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        build_model(tiny_config(**{part: change}))
+
+
 def test_scale_votes_replace_least_squares_and_magnitude_follows() -> None:
     model = build_model(
         tiny_config(
@@ -196,8 +313,10 @@ def test_shipped_configs_build(path: Path) -> None:
     with torch.device("meta"):
         model = build_model(config, load_pretrained=False)
         output = model.train()(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1))
+        torch.stack([value.mean() for value in output.values()]).sum().backward()
     assert output[keys.OUTPUT_AGL_MASK].shape == (2, 1, 64, 96)
     assert output[keys.OUTPUT_VFLOW_DIRECTION].shape == (2, 2)
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_100"])
@@ -329,8 +448,16 @@ def test_published_names() -> None:
         "encoder.encoder.bn1.weight",
         "agl_head.upsample.3.weight",
         "decoder.blocks.0.norm1.bias",
+        "decoder.blocks.0.block1.conv1.depthwise.weight",
     ):
         assert published_to_current(same) == same
+    before = ("conv1.weight", "norm1.bias", "conv2.weight", "conv3.weight", "norm3.running_var")
+    now = ("conv_pw.weight", "bn1.bias", "conv_dw.weight", "conv_pwl.weight", "bn3.running_var")
+    with torch.device("meta"):
+        inverted = build_model(tiny_config(decoder={"block_type": "ir_unet"})).state_dict()
+    for old, new in zip(before, now, strict=True):
+        assert published_to_current(f"decoder.blocks.2.1.{old}") == f"decoder.blocks.2.1.{new}"
+        assert f"decoder.blocks.2.1.{new}" in inverted
     with pytest.raises(InputError, match=r"norm1\.running_mean"):
         rename_state_dict({name: 1, "decoder.blocks.2.norm1.running_mean": 2})
 

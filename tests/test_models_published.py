@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from geopose import keys
+from geopose.construct import plain
 from geopose.models.build import build_model
 from geopose.models.geopose_unet import GeoposeUNetModel
 from geopose.models.legacy import published_to_current, rename_state_dict
+from tests.training_run import composed
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 pytestmark = pytest.mark.skipif(
@@ -33,7 +35,11 @@ B6_RDTSC_UNET = {
         "upsample": "rdtsc",
         "channels": [256, 384, 512],
     },
-    "agl_head": {"_target_": "geopose.models.heads.AGLHead", "num_upsample_blocks": 2},
+    "agl_head": {
+        "_target_": "geopose.models.heads.AGLHead",
+        "num_upsample_blocks": 2,
+        "dropout_rate": 0.2,
+    },
     "orientation_head": _ORIENTATION,
 }
 B7_UNET = {
@@ -45,7 +51,11 @@ B7_UNET = {
         "layers": [0, 1, 2, 3, 4],
     },
     "decoder": {"block_type": "unet", "upsample": "bilinear", "channels": [192, 256, 384, 512]},
-    "agl_head": {"_target_": "geopose.models.heads.SimpleAGLHead", "embedding_size": 128},
+    "agl_head": {
+        "_target_": "geopose.models.heads.SimpleAGLHead",
+        "embedding_size": 128,
+        "dropout_rate": 0.2,
+    },
     "orientation_head": _ORIENTATION,
 }
 PUBLISHED = {"b6_rdtsc_unet": B6_RDTSC_UNET, "b7_unet": B7_UNET}
@@ -118,6 +128,36 @@ def test_every_parameter_is_the_published_one(slug: str) -> None:
     for part, eps in published["batchnorm_eps"].items():
         of_part = {e for n, e in norms.items() if n.startswith("encoder.") == (part == "encoder")}
         assert of_part == {eps}, part
+
+
+def test_b7_rdtsc_unet_is_the_b7_encoder_under_the_b6_decoder_and_heads() -> None:
+    names = {slug: {k["key"]: k["shape"] for k in description(slug)["keys"]} for slug in PUBLISHED}
+    with torch.device("meta"):
+        model = build_model(
+            {**B6_RDTSC_UNET, "encoder": {**B7_UNET["encoder"], "layers": [1, 2, 3, 4]}},
+            load_pretrained=False,
+        )
+    found = {name: list(value.shape) for name, value in model.state_dict().items()}
+    encoder = {n: shape for n, shape in found.items() if n.startswith("encoder.")}
+    b7 = {n: shape for n, shape in names["b7_unet"].items() if n.startswith("encoder.")}
+    assert encoder == b7
+    others = {published_to_current(n) for n in names["b6_rdtsc_unet"]}
+    assert set(found) - set(encoder) == {n for n in others if not n.startswith("encoder.")}
+    # Coarse to fine: (640 / 4) + 224, (512 / 4) + 80, (384 / 4) + 48 channels come in.
+    wide = [found[f"decoder.blocks.{i}.identity.weight"][:2] for i in range(3)]
+    assert wide == [[512, 384], [384, 208], [256, 144]]
+
+
+@pytest.mark.parametrize("slug", PUBLISHED)
+def test_shipped_yaml_is_the_published_network(slug: str) -> None:
+    with torch.device("meta"):
+        shipped, published = (
+            build_model(config, load_pretrained=False)
+            for config in (plain(composed(f"model={slug}"))["model"], PUBLISHED[slug])
+        )
+    assert str(shipped) == str(
+        published
+    )  # every layer with its numbers: drop-path, epsilons, rates
 
 
 def test_recipe_is_understood() -> None:

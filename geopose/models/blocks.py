@@ -9,28 +9,42 @@ from functools import partial
 
 import torch
 from pytorch_toolbelt.modules.dsconv import DepthwiseSeparableConv2d
+from pytorch_toolbelt.modules.unet import UnetBlock as ToolbeltUnetBlock
 from pytorch_toolbelt.modules.upsample import AbstractResizeLayer
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# By pytorch-toolbelt's names, which published configs use; made of torch's own modules, which
+# compute the same and can be exported.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),
+    "relu6": partial(nn.ReLU6, inplace=True),
     "leaky_relu": partial(nn.LeakyReLU, inplace=True),
     "silu": partial(nn.SiLU, inplace=True),
-    "swish": partial(nn.SiLU, inplace=True),
     "hard_swish": partial(nn.Hardswish, inplace=True),
+    "hard_sigmoid": partial(nn.Hardsigmoid, inplace=True),
     "mish": partial(nn.Mish, inplace=True),
     "elu": partial(nn.ELU, inplace=True),
+    "celu": partial(nn.CELU, inplace=True),
     "selu": partial(nn.SELU, inplace=True),
     "gelu": nn.GELU,
+    "none": nn.Identity,
+}
+ACTIVATION_SYNONYMS = {
+    "swish": "silu",
+    "swish_naive": "silu",
+    "mish_naive": "mish",
 }
 
 
 def activation_layer(name: str) -> nn.Module:
-    """A new activation by name; ValueError lists the known ones."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r} (known: {', '.join(sorted(ACTIVATIONS))})")
-    return ACTIVATIONS[name]()
+    """A new activation by name or synonym; ValueError lists the known ones."""
+    key = ACTIVATION_SYNONYMS.get(name, name) if isinstance(name, str) else name
+    if key not in ACTIVATIONS:
+        known = ", ".join(sorted({*ACTIVATIONS, *ACTIVATION_SYNONYMS}))
+        raise ValueError(f"unknown activation {name!r} (known: {known})")
+    return ACTIVATIONS[key]()
 
 
 def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
@@ -41,30 +55,6 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
 def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Bilinear with aligned corners, the only resize that the networks use."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
-class BilinearUpsample(AbstractResizeLayer):
-    """N x C x H x W -> N x C x 2H x 2W."""
-
-    def __init__(self, in_channels: int, scale_factor: int = 2) -> None:
-        super().__init__()
-        self.out_channels = in_channels
-
-    def forward(self, x: Tensor, output_size: torch.Size) -> Tensor:
-        """Resizes to `output_size` (H, W)."""
-        return resize(x, output_size)
-
-
-class NearestUpsample(AbstractResizeLayer):
-    """N x C x H x W -> N x C x 2H x 2W, each value repeated: the cheapest of all."""
-
-    def __init__(self, in_channels: int, scale_factor: int = 2) -> None:
-        super().__init__()
-        self.out_channels = in_channels
-
-    def forward(self, x: Tensor, output_size: torch.Size) -> Tensor:
-        """Resizes to `output_size` (H, W)."""
-        return F.interpolate(x, size=output_size, mode="nearest")
 
 
 class ResidualDeconvolution(AbstractResizeLayer):
@@ -94,22 +84,12 @@ class ResidualDeconvolution(AbstractResizeLayer):
         return up + resize(shortcut, up.shape[-2:])
 
 
-class UnetBlock(nn.Module):
-    """(3x3 convolution, BN, activation) twice."""
+class UnetBlock(ToolbeltUnetBlock):
+    """(3x3 convolution, BN, activation) twice: toolbelt's block with torch's own activations."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: str = "silu") -> None:
-        super().__init__()
-        self.conv1 = conv3x3(in_channels, out_channels, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
-        self.act1 = activation_layer(activation)
-        self.conv2 = conv3x3(out_channels, out_channels, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.act2 = activation_layer(activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x in x H x W -> N x out x H x W."""
-        x = self.act1(self.norm1(self.conv1(x)))
-        return self.act2(self.norm2(self.conv2(x)))
+        super().__init__(in_channels, out_channels)
+        self.act1, self.act2 = activation_layer(activation), activation_layer(activation)
 
 
 class ResidualUnetBlock(nn.Module):
@@ -149,37 +129,22 @@ class DenseUnetBlock(nn.Module):
         return self.block2(torch.cat([x, self.block1(x)], dim=1))
 
 
-class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise 3x3, 1x1 projection; a shortcut where the channels agree."""
-
-    EXPANSION = 2
-
-    def __init__(self, in_channels: int, out_channels: int, activation: str = "silu") -> None:
-        super().__init__()
-        wide = in_channels * self.EXPANSION
-        self.conv1 = nn.Conv2d(in_channels, wide, kernel_size=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(wide)
-        self.act1 = activation_layer(activation)
-        self.conv2 = nn.Conv2d(wide, wide, kernel_size=3, padding=1, groups=wide, bias=False)
-        self.norm2 = nn.BatchNorm2d(wide)
-        self.act2 = activation_layer(activation)
-        self.conv3 = nn.Conv2d(wide, out_channels, kernel_size=1, bias=False)
-        self.norm3 = nn.BatchNorm2d(out_channels)
-        self.has_shortcut = in_channels == out_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x in x H x W -> N x out x H x W."""
-        y = self.act1(self.norm1(self.conv1(x)))
-        y = self.act2(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(y))
-        return x + y if self.has_shortcut else y
-
-
 class InvertedUnetBlock(nn.Sequential):
-    """Two inverted residual blocks: few parameters and operations for their width."""
+    """Two of timm's inverted residual blocks: few parameters and operations for their width.
+
+    Each widens by a 1x1 convolution, filters by a depthwise 3x3, narrows by a 1x1 (each with BN,
+    the first two with activation), and adds its input where the channels agree.
+    """
+
+    EXPANSION = 2.0
 
     def __init__(self, in_channels: int, out_channels: int, activation: str = "silu") -> None:
+        act_layer = type(activation_layer(activation))
         super().__init__(
-            InvertedResidual(in_channels, out_channels, activation),
-            InvertedResidual(out_channels, out_channels, activation),
+            *(
+                InvertedResidual(
+                    channels, out_channels, exp_ratio=self.EXPANSION, act_layer=act_layer
+                )
+                for channels in (in_channels, out_channels)
+            )
         )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from geopose.construct import TARGET, as_mapping, split_target
 from geopose.errors import InputError
 from geopose.models.geopose_unet import GeoposeUNetModel
+from geopose.models.legacy import current_model_config
 
 ChannelOrder = Literal["rgb", "bgr"]
 MODELS = {
@@ -13,11 +14,8 @@ MODELS = {
 
 
 def _parts(model_config: Any) -> dict[str, Any]:
-    """The model node without `_target_`, a nested `config` (if there is one) spread out."""
-    _, parts = split_target(model_config, MODELS, "model")
-    if "config" in parts:
-        parts = {**as_mapping(parts.pop("config"), "model.config"), **parts}
-    return parts
+    """The model node in today's words, without `_target_`."""
+    return split_target(current_model_config(model_config), MODELS, "model")[1]
 
 
 def build_model(model_config: Any, load_pretrained: bool = True) -> GeoposeUNetModel:

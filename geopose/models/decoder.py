@@ -5,6 +5,7 @@ from typing import Any
 
 from pytorch_toolbelt.modules.decoders.unet import UNetDecoder
 from pytorch_toolbelt.modules.interfaces import FeatureMapsSpecification
+from pytorch_toolbelt.modules.upsample import UpsampleLayerType
 from torch import nn
 
 from geopose.construct import as_mapping, check_keys
@@ -17,15 +18,16 @@ BLOCK_TYPES: dict[str, type[nn.Module]] = {
     "ir_unet": blocks.InvertedUnetBlock,
     "dense_unet": blocks.DenseUnetBlock,
 }
-UPSAMPLES: dict[str, type[nn.Module]] = {
-    "bilinear": blocks.BilinearUpsample,
-    "nearest": blocks.NearestUpsample,
+UPSAMPLES: dict[str, type[nn.Module] | UpsampleLayerType] = {
+    "bilinear": UpsampleLayerType.BILINEAR,  # with aligned corners
+    "nearest": UpsampleLayerType.NEAREST,
     "rdtsc": blocks.ResidualDeconvolution,
+    "residual_deconv": blocks.ResidualDeconvolution,  # toolbelt's name for it
 }
 
 
-def _choice(name: Any, options: Mapping[str, type[nn.Module]], where: str) -> type[nn.Module]:
-    if name not in options:
+def _choice(name: Any, options: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(name, str) or name not in options:
         raise InputError(f"{where}: unknown value {name!r} (known: {', '.join(sorted(options))})")
     return options[name]
 
@@ -73,5 +75,5 @@ def build_decoder(
             ),
             block_kwargs={"activation": activation},
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"model.decoder: {error}") from error

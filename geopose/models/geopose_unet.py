@@ -15,6 +15,7 @@ from geopose.models.blocks import resize
 from geopose.models.decoder import build_decoder
 from geopose.models.encoders import ENCODERS
 from geopose.models.heads import AGL_HEADS, ORIENTATION_HEADS
+from geopose.models.legacy import current_model_config
 
 _PARTS = {"encoder", "decoder", "agl_head", "orientation_head"}
 _LABELS = {"slug", "channel_order"}  # of the config, for others to read; they do not build anything
@@ -73,6 +74,7 @@ class GeoposeUNetModel(nn.Module):
             InputError: constructor that is not allowed, unknown or missing key, impossible value.
         """
         parts = {**(as_mapping(config, "model") if config is not None else {}), **keywords}
+        parts = current_model_config(parts)
         check_keys(parts, _PARTS | _LABELS, _PARTS, "model")
         encoder = construct(parts["encoder"], ENCODERS, "model.encoder")
         decoder = build_decoder(parts["decoder"], encoder.channels, encoder.strides)
