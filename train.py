@@ -1,11 +1,12 @@
 """Trains a model.
 
-    python train.py                           # the default on $DRIVENDATA_OVERHEAD_GEOPOSE
-    python train.py dataset.data_dir=DIR model=b7_unet train=light_768 batch_size=4
-    torchrun --nproc_per_node=2 train.py model=b6_rdtsc_unet    # several processes
-    python train.py --help                    # every group and its options
+python train.py                           # the default on $DRIVENDATA_OVERHEAD_GEOPOSE
+python train.py dataset.data_dir=DIR model=b7_unet train=light_768 batch_size=4
+torchrun --nproc_per_node=2 train.py model=b6_rdtsc_unet    # several processes
+python train.py --help                    # every group and its options
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -46,8 +47,15 @@ def main() -> int:
     if bad := _bad_group(sys.argv[1:]):
         sys.stderr.write(f"error: {bad}: name one of the group's options (see train.py --help)\n")
         return EXIT_INPUT
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        from geopose.training.help import register_help
+
+        register_help(CONFIGS)
     try:
         _train()
+    except BrokenPipeError:  # the help, read by `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except SystemExit as stop:  # Hydra has written its message
         return EXIT_INPUT if stop.code and not _status else int(stop.code or 0)
     return max(_status, default=0)

@@ -207,24 +207,41 @@ def build_loss(config: Any) -> LossSum:
     """The loss that a `configs/loss` mapping describes.
 
     Args:
-        config: `{aggregation: sum, losses: [{loss: {_target_, ...}, prefix, target_key,
-            output_key, weight (default 1)}]}`, plain or OmegaConf.
+        config: `{aggregation: sum, losses: {NAME: {loss: {_target_, ...}, target_key, output_key,
+            weight (default 1)}}}`, plain or OmegaConf; a NAME with null is left out. Published
+            configs have a list of terms instead, each with its name as `prefix`.
 
     Raises:
-        InputError: unknown key, loss that is not allowed, repeated prefix, empty list.
+        InputError: unknown key, loss that is not allowed, repeated name, no terms.
     """
     config = as_mapping(config, "loss")
     check_keys(config, {"aggregation", "losses"}, {"losses"}, "loss")
     if config.get("aggregation", "sum") != "sum":
         raise InputError(f"loss.aggregation: only 'sum' is known, got {config['aggregation']!r}")
-    if not isinstance(config["losses"], list) or not config["losses"]:
-        raise InputError("loss.losses: expected a list of at least one term")
-    terms = [_build_term(term, f"loss.losses[{i}]") for i, term in enumerate(config["losses"])]
+    terms = [_build_term(term, where) for where, term in _terms(config["losses"])]
     prefixes = [term[0] for term in terms]
     for prefix in prefixes:
         if prefixes.count(prefix) > 1 or prefix == TOTAL_KEY:
             raise InputError(f"loss.losses: prefix {prefix!r} is taken; give every term its own")
     return LossSum(terms)
+
+
+def _terms(losses: Any) -> list[tuple[str, Any]]:
+    """(where it stands, term with its prefix) of every term."""
+    if isinstance(losses, list):
+        terms = [(f"loss.losses[{i}]", term) for i, term in enumerate(losses)]
+    elif isinstance(losses, Mapping):
+        named = [(name, f"loss.losses.{name}", term) for name, term in losses.items()]
+        terms = [
+            (where, {"prefix": name, **as_mapping(term, where)})
+            for name, where, term in named
+            if term is not None
+        ]
+    else:
+        raise InputError(f"loss.losses: expected terms by name, got {losses!r}")
+    if not terms:
+        raise InputError("loss.losses: expected at least one term")
+    return terms
 
 
 def _build_term(term: Any, where: str) -> tuple[str, nn.Module, str, str, float]:

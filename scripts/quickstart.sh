@@ -31,7 +31,7 @@ step "2/6 convert"
 step "3/6 train"
 # What the model follows from: with other settings, an earlier model is not the result of this run.
 settings=$(cat scripts/quickstart.sh configs/config.yaml configs/*/base.yaml configs/*/sample*.yaml \
-    configs/loss/huber_cos_flow.yaml "$data/sample_city.json" | cksum)
+    configs/loss/huber_cos.yaml configs/loss/huber_cos_flow.yaml "$data/sample_city.json" | cksum)
 if [ "$(cat "$training/finished" 2>/dev/null)" = "$settings" ]; then
     echo "reusing the model in $training" >&2
 else

@@ -1,5 +1,7 @@
 """Every shipped option of every group composes and builds."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,13 @@ import torch
 
 from geopose.augment.build import build_augmentation
 from geopose.construct import plain
+from geopose.errors import InputError
 from geopose.losses import build_loss
 from geopose.models.build import build_model
 from geopose.training.check import check_config
+from geopose.training.help import BASE, purpose
 from geopose.training.optim import build_optimizer, build_scheduler
+from tests.tiny_run import ENVIRONMENT, ROOT, run_script
 from tests.training_run import CONFIGS, composed
 
 GROUPS = ("model", "loss", "optimizer", "scheduler", "train", "dataset", "runner")
@@ -18,7 +23,7 @@ OPTIONS = [
     (group, path.stem)
     for group in GROUPS
     for path in sorted((CONFIGS / group).glob("*.yaml"))
-    if path.stem != "base"
+    if path.stem != BASE
 ]
 PUBLISHED_COMMANDS = [
     "model=b6_rdtsc_unet optimizer=adamw_fp32 scheduler=plateau loss=huber_cos train=light_768 "
@@ -52,7 +57,65 @@ def test_published_commands_compose(command: str) -> None:
     assert cfg["train"]["crop_size"] == 768
 
 
+@pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
+def test_every_model_takes_every_loss_that_its_outputs_allow(model: str) -> None:
+    """All of them, but the loss of the flow map, which only one kind of head predicts."""
+    node = plain(composed(f"model={model}"))["model"]
+    with torch.device("meta"):
+        network = build_model(node, load_pretrained=False).train()
+        shapes = {
+            k: v.shape for k, v in network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1)).items()
+        }
+    output = {key: torch.rand(shape) for key, shape in shapes.items()}
+    batch = {key.replace("OUTPUT", "TARGET"): torch.rand(shape) for key, shape in shapes.items()}
+    for loss in (option for group, option in OPTIONS if group == "loss"):
+        criterion = build_loss(plain(composed(f"loss={loss}"))["loss"])
+        if loss == "huber_cos_flow" and "Flow" not in node["orientation_head"]["_target_"]:
+            with pytest.raises(InputError, match="OUTPUT_FLOW_MASK"):
+                criterion.check(output, batch)
+            continue
+        criterion.check(output, batch)
+        assert criterion(output, batch)["loss"].shape == ()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_starts_with_what_it_is_for(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+    assert len(first) <= 100
+
+
+def test_help_shows_every_option_and_what_keys_mean() -> None:
+    done = run_script(ROOT / "train.py", "--help", "optimizer=sgd")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert [line.rstrip("=") for line in lines if line.endswith("=")] == sorted(GROUPS)
+    for group, option in OPTIONS:
+        mark = "* " if f"{group}={option}" == "optimizer=sgd" else ""
+        assert f"{mark}{option} {purpose(CONFIGS / group / f'{option}.yaml')}" in [
+            line if mark else line.removeprefix("* ") for line in lines
+        ]
+    assert "batch_size: 4 # images a process and step" in lines  # of the root
+    assert "accumulation: 1 # batches a step" in lines  # of a base
+    assert any(line.startswith("precision: amp # fp32") for line in lines)  # over two lines
+    assert lines.count("aggregation: sum") == 1
+    assert not any(line.startswith("hydra") for line in lines)
+
+
+def test_help_can_be_cut_short() -> None:
+    """Whatever reads it may stop reading, as `head` does."""
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_groups_are_documented_in_the_root() -> None:
     root = (CONFIGS / "config.yaml").read_text()
     assert all(f"- {group}: " in root for group in GROUPS)
-    assert Path(CONFIGS / "train" / "base.yaml").is_file()

@@ -1,18 +1,18 @@
 """Losses: hand-computed values, masking, gradients, precision, and how configs build them."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from geopose import keys, losses
 from geopose.errors import InputError
 from geopose.geometry import flow_map
+from tests.training_run import CONFIGS, composed
 
 NAN = math.nan
-LOSS_CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "loss").glob("*.yaml"))
+LOSS_CONFIGS = sorted(path.stem for path in (CONFIGS / "loss").glob("*.yaml"))
+LOSS_CONFIGS.remove("base")
 PIXEL_LOSSES = [
     losses.HuberLossWithIgnore,
     losses.MSELossWithIgnore,
@@ -121,9 +121,9 @@ def test_float32_under_autocast() -> None:
     assert loss.item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("path", LOSS_CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(path: Path) -> None:
-    loss = losses.build_loss(OmegaConf.load(path))
+@pytest.mark.parametrize("name", LOSS_CONFIGS)
+def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(name: str) -> None:
+    loss = losses.build_loss(composed(f"loss={name}").loss)
     agl = torch.rand(2, 1, 4, 4) * 50
     direction = torch.nn.functional.normalize(torch.randn(2, 2))
     truth = {
@@ -141,13 +141,61 @@ def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(path: Path) 
     assert wrong["loss"].item() > 0.05
 
 
-def test_total_is_the_weighted_sum() -> None:
-    term = {"output_key": "o", "target_key": "t", "loss": {"_target_": "torch.nn.MSELoss"}}
-    loss = losses.build_loss(
-        {"losses": [{**term, "prefix": "a", "weight": 2}, {**term, "prefix": "b", "weight": 0.5}]}
-    )
+TERM = {"output_key": "o", "target_key": "t", "loss": {"_target_": "torch.nn.MSELoss"}}
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [{**TERM, "prefix": "a", "weight": 2}, {**TERM, "prefix": "b", "weight": 0.5}],
+        {"a": {**TERM, "weight": 2}, "none": None, "b": {**TERM, "weight": 0.5}},
+    ],
+    ids=["published list", "by name"],
+)
+def test_total_is_the_weighted_sum(terms: object) -> None:
+    loss = losses.build_loss({"losses": terms})
     result = loss({"o": torch.tensor([3.0])}, {"t": torch.tensor([1.0])})
     assert {k: v.item() for k, v in result.items()} == {"loss": 10.0, "a": 4.0, "b": 4.0}
+
+
+PUBLISHED_HUBER_COS = [
+    # (prefix, loss, weight, field): as lists of published training configs say
+    ("agl", {"_target_": "geopose.losses.HuberLossWithIgnore", "delta": 5}, 1.0, "AGL_MASK"),
+    ("mag", {"_target_": "geopose.losses.HuberLossWithIgnore", "delta": 10}, 1.0, "MAGNITUDE_MASK"),
+    (
+        "cos",
+        {"_target_": "geopose.losses.CosineSimilarityLoss", "eps": 1e-3},
+        1.0,
+        "VFLOW_DIRECTION",
+    ),
+    ("mse", {"_target_": "torch.nn.MSELoss"}, 1.0, "VFLOW_DIRECTION"),
+]
+
+
+def test_shipped_huber_cos_is_the_published_one() -> None:
+    published = losses.build_loss(
+        {
+            "aggregation": "sum",
+            "losses": [
+                {
+                    "prefix": prefix,
+                    "loss": {**loss, "ignore_value": 65535}
+                    if "Ignore" in loss["_target_"]
+                    else loss,
+                    "weight": weight,
+                    "output_key": f"OUTPUT_{field}",
+                    "target_key": f"TARGET_{field}",
+                }
+                for prefix, loss, weight, field in PUBLISHED_HUBER_COS
+            ],
+        }
+    )
+    agl = torch.rand(2, 1, 4, 4) * 50
+    fields = {"AGL_MASK": agl, "MAGNITUDE_MASK": agl * 0.5, "VFLOW_DIRECTION": torch.randn(2, 2)}
+    batch = {f"TARGET_{name}": value for name, value in fields.items()}
+    output = {f"OUTPUT_{name}": value * 1.7 + 0.1 for name, value in fields.items()}
+    shipped = losses.build_loss(composed("loss=huber_cos").loss)
+    assert torch.equal(shipped(output, batch)["loss"], published(output, batch)["loss"])
 
 
 def _term(**changes: object) -> dict[str, object]:
@@ -165,6 +213,9 @@ def _term(**changes: object) -> dict[str, object]:
         ({"losses": [_term(), _term()]}, "prefix"),
         ({"losses": [_term(prefix="loss")]}, "prefix"),
         ({"losses": []}, "at least one"),
+        ({"losses": {"agl": None}}, "at least one"),
+        ({"losses": {"agl": {"loss": {"_target_": "torch.nn.MSELoss"}}}}, "losses.agl: missing"),
+        ({"losses": "huber"}, "huber"),
         ({"losses": [_term()], "aggregation": "mean"}, "mean"),
         ({"lossses": [_term()]}, "lossses"),
         ({"losses": [_term(loss={"_target_": "geopose.losses.MSELossWithIgnore", "fraction": 0})]},

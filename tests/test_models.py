@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from geopose import keys, losses
@@ -28,8 +27,9 @@ from geopose.models.heads import (
     HyperColumnAGLHead,
 )
 from geopose.models.legacy import published_to_current, rename_state_dict
+from tests.training_run import CONFIGS, composed
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 HEADS = "geopose.models.heads."
 
 
@@ -305,10 +305,10 @@ def test_channels_last_gives_the_same() -> None:
         assert torch.allclose(value, last[name], atol=1e-4), name
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_build(path: Path) -> None:
-    config = OmegaConf.load(path)
-    assert model_slug(config) == path.stem
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_configs_build(name: str) -> None:
+    config = composed(f"model={name}").model
+    assert model_slug(config) == name
     assert channel_order(config) == "rgb"
     with torch.device("meta"):
         model = build_model(config, load_pretrained=False)
