@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from geopose.checkpoints.fetch import resolve_checkpoint
 from geopose.checkpoints.files import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.checkpoints.weights import average_checkpoints
@@ -247,20 +246,3 @@ def test_files_that_cannot_be_averaged(tmp_path):
         load_model([tmp_path / "a.pth", tmp_path / "b.pth"])
     with pytest.raises(InputError, match="differs in shape"):
         load_model([tmp_path / "a.pth", tmp_path / "c.pth"])
-
-
-def test_urls_are_looked_up_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path))
-    url = "https://example.org/releases/1.0/a%20model.pth?download=1"
-    with pytest.raises(InputError, match=r"a model\.pth.*https://example\.org") as caught:
-        resolve_checkpoint(url)
-    assert str(tmp_path) in str(caught.value)
-    (tmp_path / "a model.pth").write_bytes(b"x")
-    assert resolve_checkpoint(url) == tmp_path / "a model.pth"
-
-
-def test_cache_is_torch_hubs_folder_by_default(tmp_path, monkeypatch):
-    monkeypatch.delenv("GEOPOSE_CACHE", raising=False)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=str(tmp_path / "hub" / "checkpoints")):
-        resolve_checkpoint("https://example.org/a.pth")

@@ -228,7 +228,7 @@ BAD_CONFIGS = {
     "unknown tta": ("ensemble: {models: [M], tta: d16}", "d16"),
     "unknown tta_mode": ("ensemble: {models: [M], tta_mode: both}", "both"),
     "missing checkpoint": ("ensemble: {models: [nowhere.pth]}", "nowhere.pth"),
-    "url not in cache": ("ensemble: {models: ['https://a.b/c/d.pth']}", "put it into"),
+    "url not in cache": ("ensemble: {models: ['http://127.0.0.1:1/c/d.pth']}", "put it into"),
     "model of no kind": ("ensemble: {models: [{path: M}]}", "average_checkpoints"),
     "both kinds": ("ensemble: {models: [{checkpoint: M, average_checkpoints: [M]}]}", "either"),
     "nothing to average": ("ensemble: {models: [{average_checkpoints: []}]}", "paths or URLs"),
@@ -253,6 +253,8 @@ def test_bad_configs_end_with_one_line_and_leave_nothing(
 ):
     text, expected = BAD_CONFIGS[name]
     monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("geopose.checkpoints.download.time.sleep", lambda _: None)
     (tmp_path / "garbage.pth").write_bytes(b"garbage" * 100)
     if "MISFIT" in text:
         payload = tiny_payload()

@@ -22,6 +22,7 @@ import torch.multiprocessing as mp
 from tqdm import tqdm
 
 from geopose import distributed
+from geopose.checkpoints.fetch import fetch_all
 from geopose.cli import ArgumentParser, setup_logging
 from geopose.cores import usable_cores
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
@@ -46,6 +47,11 @@ class _Job:
         """Finds out whether every config's results can be written, before models are loaded."""
         for config in self.configs:
             check_submission_dir(config, self.visualize)
+
+    def fetch_models(self) -> None:
+        """Downloads what is not here yet; of several processes one does, the others wait."""
+        entries = [entry for config in self.configs for entry in config.models]
+        fetch_all([source for entry in entries for source in entry.sources])
 
     def check_models(self) -> None:
         """Loads every model once and lets go of it, so that a long run does not meet a bad one."""
@@ -120,6 +126,7 @@ def _job(arguments: Namespace) -> _Job:
     read_split(data_dir, "test")
     job = _Job(configs, data_dir, arguments.visualize)
     job.check_folders()
+    job.fetch_models()
     if len(configs) > 1:
         job.check_models()
     return job

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from geopose.checkpoints.fetch import resolve_checkpoint
+from geopose.checkpoints.fetch import Source, is_url
 from geopose.errors import InputError
 from geopose.inference.ensemble import TTA_PER_MODEL, check_tta_order
 from geopose.inference.tta import Tta
@@ -22,7 +22,8 @@ _SECTIONS: dict[str, set[str]] = {
     "inference": {"batch_size", "num_workers", "fp16"},
 }
 _Config = DictConfig | ListConfig
-_MODEL_KEYS = {"checkpoint", "average_checkpoints", "downsample"}
+_MODEL_KEYS = {"checkpoint", "sha256", "average_checkpoints", "downsample"}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,22 @@ class ModelEntry:
     """One model of an ensemble.
 
     Attributes:
-        files: one checkpoint, or several whose weights are averaged.
+        sources: one checkpoint, or several whose weights are averaged.
         downsample: reduction of the images; None = as the checkpoint says.
     """
 
-    files: tuple[Path, ...]
+    sources: tuple[Source, ...]
     downsample: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where the checkpoints lie once `fetch_all` has seen the sources."""
+        return tuple(source.path for source in self.sources)
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """One inference run, checked: every checkpoint file exists, every name is known."""
+    """One inference run, checked: every name is known, every file that is no URL exists."""
 
     source: Path
     models: tuple[ModelEntry, ...]
@@ -174,7 +180,7 @@ def _whole(section: Mapping[str, Any], key: str, default: int, least: int, path:
 def _model_entry(entry: Any, path: Path) -> ModelEntry:
     """A path or URL, or a mapping with `checkpoint` or `average_checkpoints`."""
     if isinstance(entry, str) and entry:
-        return ModelEntry((resolve_checkpoint(entry),))
+        return ModelEntry((_source(entry, path),))
     if not isinstance(entry, Mapping) or not set(entry) <= _MODEL_KEYS:
         raise InputError(
             f"{path}: {entry!r} in ensemble.models: give a path, a URL, or a mapping with "
@@ -185,10 +191,32 @@ def _model_entry(entry: Any, path: Path) -> ModelEntry:
         raise InputError(
             f"{path}: a model needs either checkpoint or average_checkpoints, got {dict(entry)}"
         )
-    names = [single] if several is None else several
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+    pin = {"sha256": entry["sha256"]} if "sha256" in entry else {}
+    if several is not None and pin:
+        raise InputError(
+            f"{path}: sha256 belongs to one file: average_checkpoints: "
+            "[{checkpoint: PATH, sha256: HASH}, ...]"
+        )
+    names = [{"checkpoint": single, **pin}] if several is None else several
+    if not isinstance(names, list) or not names:
         raise InputError(f"{path}: checkpoints must be paths or URLs, got {names!r}")
     downsample = None
     if entry.get("downsample") is not None:
         downsample = _whole(entry, "downsample", 1, 1, path)
-    return ModelEntry(tuple(resolve_checkpoint(name) for name in names), downsample)
+    return ModelEntry(tuple(_source(name, path) for name in names), downsample)
+
+
+def _source(item: Any, path: Path) -> Source:
+    """A path or URL, or a mapping of `checkpoint` and `sha256`."""
+    pinned = item if isinstance(item, Mapping) else {"checkpoint": item}
+    name, digest = pinned.get("checkpoint"), pinned.get("sha256")
+    if not isinstance(name, str) or not name or not set(pinned) <= {"checkpoint", "sha256"}:
+        raise InputError(f"{path}: checkpoints must be paths or URLs, got {item!r}")
+    if digest is not None:
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest.lower()):
+            raise InputError(f"{path}: sha256 of {name} is {digest!r}, must be 64 hex digits")
+        digest = digest.lower()
+    source = Source(name, digest)
+    if not is_url(name) and not source.path.is_file():
+        raise InputError(f"{path}: {name}: no such checkpoint file (looked from {Path.cwd()})")
+    return source

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geopose.checkpoints.fetch import resolve_checkpoint
+from geopose.checkpoints.fetch import Source, fetch
 from geopose.checkpoints.files import load_checkpoint
 from geopose.checkpoints.weights import load_weights_strict
 from geopose.errors import InputError
@@ -30,7 +30,7 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
         ("transfer", _load_matching),
     ):
         if cfg[key]:
-            path = str(resolve_checkpoint(str(cfg[key])))
+            path = str(fetch(Source(str(cfg[key]))))
             payload = load_checkpoint(path)
             _check_channel_order(payload, cfg, path)
             try:
