@@ -1,6 +1,7 @@
-"""docs/models.md: its examples build, its figures are those of today's networks, its pictures too."""
+"""docs/models.md: its examples build; its figures and pictures are those of today's networks."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,11 @@ def test_every_option_is_explained() -> None:
     heads = [name.rpartition(".")[2] for name in (*AGL_HEADS, *ORIENTATION_HEADS)]
     for name in (*BLOCK_TYPES, *heads):
         assert f"| `{name}` |" in TEXT
-    assert {name for name in UPSAMPLES if f"| `{name}` |" in TEXT} == {"bilinear", "nearest", "rdtsc"}
+    assert {name for name in UPSAMPLES if f"| `{name}` |" in TEXT} == {
+        "bilinear",
+        "nearest",
+        "rdtsc",
+    }
 
 
 def test_every_shipped_network_is_counted() -> None:
@@ -45,7 +50,9 @@ def test_figures_are_those_of_todays_networks(name: str) -> None:
 def test_counting_by_hand() -> None:
     """Two convolutions: the wide map between them and the result are alive at the same time."""
     with torch.device("meta"):
-        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(inplace=True), nn.Conv2d(8, 2, 1))
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(inplace=True), nn.Conv2d(8, 2, 1)
+        )
         cost = count(model, torch.zeros(1, 3, 16, 32))
     pixels = 16 * 32
     assert cost.parameters == 3 * 8 * 9 + 8 + 8 * 2 + 2
@@ -54,9 +61,21 @@ def test_counting_by_hand() -> None:
     assert cost.training_bytes > cost.inference_bytes
 
 
-@pytest.mark.parametrize("name", ["b6_rdtsc_unet"])
-def test_pictures_show_todays_networks(name: str, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["b7_unet", "b6_rdtsc_unet"])
+def test_pictures_show_todays_networks(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = _words((IMAGES / f"network_{name}.svg").read_text())
     monkeypatch.setattr("scripts.draw_networks.IMAGES", tmp_path)
     drawn = draw(name)
     assert f"images/{drawn.name}" in TEXT
-    assert drawn.read_bytes() == (IMAGES / drawn.name).read_bytes()
+    assert _words(drawn.read_text()) == shown
+    assert {
+        "b7_unet": "192 \N{MULTIPLICATION SIGN} 1024 \N{MULTIPLICATION SIGN} 1024",
+        "b6_rdtsc_unet": "256 \N{MULTIPLICATION SIGN} 512 \N{MULTIPLICATION SIGN} 512",
+    }[name] in shown
+
+
+def _words(svg: str) -> list[str]:
+    """The texts of a picture, which matplotlib repeats as comments beside their outlines."""
+    return re.findall(r"<!-- (.*?) -->", svg)
