@@ -175,7 +175,7 @@ def test_an_error_names_the_row_in_one_line_even_from_a_worker(
 def test_unconverted_images_give_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset_module, "_warned_unconverted", False)
+    monkeypatch.setattr(dataset_module, "_warned", False)
     records = read_split(write_data_dir(tmp_path / "data", ["JAX", "OMA"]), "train")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

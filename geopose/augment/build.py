@@ -10,10 +10,9 @@ from random import Random
 
 import albumentations as A
 import numpy as np
-from numpy.typing import NDArray
 
 from geopose.augment import photometric
-from geopose.augment.spatial import Sample, SpatialRange, apply_map, draw_map
+from geopose.augment.spatial import Pixels, Sample, Scene, SpatialRange, apply_map, draw_map
 from geopose.errors import InputError
 
 
@@ -66,8 +65,8 @@ class Augmentation:
 
     def __call__(
         self,
-        image: NDArray[np.uint8],
-        agl_m: NDArray[np.float32],
+        image: Pixels,
+        agl_m: Pixels,
         gsd_m: float,
         scale_px_per_m: float,
         angle_rad: float,
@@ -75,7 +74,8 @@ class Augmentation:
         """Crops and changes one image.
 
         Args:
-            image: H x W x 3 uint8 RGB, of any size; smaller than the crop is padded.
+            image: H x W x 3 uint8 RGB, of any size; smaller than the crop is padded. This and the
+                heights may be files of which only the part that is needed is read.
             agl_m: H x W heights in metres, NaN = unknown.
             gsd_m: metres per pixel.
             scale_px_per_m: flow of one metre of height.
@@ -84,9 +84,9 @@ class Augmentation:
         Returns:
             The same five after the change; the flow of a pixel is still AGL * scale.
         """
-        sample = Sample(image, agl_m, gsd_m, scale_px_per_m, angle_rad)
+        scene = Scene(image, agl_m, gsd_m, scale_px_per_m, angle_rad)
         pixel_map = draw_map(self._spatial, self._rng)
-        sample = apply_map(sample, pixel_map, self._crop_size, self._downsample)
+        sample = apply_map(scene, pixel_map, self._crop_size, self._downsample)
         if self._colours is None:
             return sample
         return sample._replace(image=self._colours(image=sample.image)["image"])

@@ -1,10 +1,12 @@
-"""Converts the JPEG 2000 images of a data directory to PNG, which reads several times faster.
+"""Converts the images of a data directory to what reads faster: PNG, or raw files read in part.
 
-In: every `.j2k` and `.jp2` in `train/` and `test/`. Out: a `.png` beside each. Files whose
-PNG is there and not older are skipped; a broken file is named and the others are converted all the
-same.
+In: every `.j2k` and `.jp2` in `train/` and `test/`; for raw also `*_RGB` images of other kinds, and
+the height maps. Out: a `.png` or `.npy` beside each. Files converted before and not older than
+their source are skipped; a broken file is named and the others are converted all the same.
 """
 
+import logging
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,62 +18,125 @@ from tqdm import tqdm
 
 from geopose.cli import ArgumentParser, positive_int
 from geopose.cores import usable_cores
-from geopose.data.io import partial_files, read_rgb, write_png
+from geopose.data.io import image_size, partial_files, read_agl_cm, read_rgb, write_png, write_raw
 from geopose.data.layout import (
     DATA_DIR_VARIABLE,
+    IMAGE_SUFFIXES,
     JPEG2000_SUFFIXES,
     SPLIT_CSV,
-    is_converted,
+    agl_name,
+    is_up_to_date,
+    picture_file,
     resolve_data_dir,
 )
-from geopose.errors import GeoposeError, InputError, RunError
+from geopose.data.raw import RAW_SUFFIX
+from geopose.errors import InputError, RunError
+
+_LOG = logging.getLogger(__name__)
+
+FORMATS = {"png": ".png", "raw": RAW_SUFFIX}
+_RAW_BYTES = {"rgb": 3, "agl": 2}  # a pixel
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One file to make: of an image ("rgb") or of a height map ("agl")."""
+
+    source: Path
+    target: Path
+    kind: str
+
+    def done(self) -> bool:
+        """Whether the file is there, up to date, and (if raw) whole and of the right size."""
+        if not is_up_to_date(self.target, self.source):
+            return False
+        if self.target.suffix != RAW_SUFFIX:
+            return True
+        try:
+            return image_size(self.target) == image_size(self.readable)
+        except InputError:
+            return False
+
+    @property
+    def readable(self) -> Path:
+        """The file to read: the PNG of a JPEG 2000 image where there is one."""
+        if self.kind == "agl" or self.target.suffix == ".png":
+            return self.source
+        return picture_file(self.source)
+
+    def raw_bytes(self) -> int:
+        """Bytes of the raw file; 0 for a broken source, which will be named when it is read."""
+        try:
+            height, width = image_size(self.readable)
+        except InputError:
+            return 0
+        return height * width * _RAW_BYTES[self.kind]
+
+    def run(self) -> str:
+        """Converts; returns what is wrong with the source, or an empty string."""
+        try:
+            if self.kind == "agl":
+                write_raw(self.target, read_agl_cm(self.source))
+            elif self.target.suffix == RAW_SUFFIX:
+                write_raw(self.target, read_rgb(self.readable))
+            else:
+                write_png(self.target, read_rgb(self.source))
+        except InputError as error:
+            return str(error)
+        return ""
 
 
 @dataclass
 class Conversion:
-    """What a run did: counts, and one message for each file that could not be converted."""
+    """What a run did: counts of files, and one message for each that could not be converted."""
 
     converted: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)
 
 
-def convert_directory(data_dir: Path, workers: int, progress: bool = True) -> Conversion:
-    """Converts every .j2k and .jp2 of the train and test folders.
+def convert_directory(
+    data_dir: Path, workers: int, progress: bool = True, format_name: str = "png"
+) -> Conversion:
+    """Converts the images of the train and test folders, and for raw the height maps too.
 
     Args:
         data_dir: the data directory.
         workers: number of threads.
         progress: show a progress bar on standard error.
+        format_name: "png" or "raw".
 
     Returns:
         What was done; broken files are in `failures` and do not stop the others.
 
     Raises:
-        InputError: there is no such file, or two of them would become one PNG.
+        InputError: there is no image to convert, or two of them would become one file.
+        RunError: no room for the raw files, or a file cannot be written.
     """
+    suffix = FORMATS[format_name]
     folders = [data_dir / split for split in SPLIT_CSV if (data_dir / split).is_dir()]
-    sources = sorted(
-        path
-        for folder in folders
-        for path in folder.glob("[!.]*")
-        if path.suffix.lower() in JPEG2000_SUFFIXES
-    )
-    if not sources:
+    tasks = [task for folder in folders for task in _tasks(folder, suffix)]
+    if not tasks:
+        kinds = ".j2k or .jp2" if suffix == ".png" else "image"
         raise InputError(
-            f"no .j2k or .jp2 files in {data_dir}/train or {data_dir}/test; check --data-dir"
+            f"no {kinds} files in {data_dir}/train or {data_dir}/test; check --data-dir"
         )
-    for one, other in pairwise(sources):
-        if one.with_suffix("") == other.with_suffix(""):
-            raise InputError(f"{one} and {other.name} would become the same PNG; rename one")
+    for one, other in pairwise(sorted(tasks, key=lambda task: (task.target, task.source))):
+        if one.target == other.target:
+            raise InputError(
+                f"{one.source} and {other.source.name} would become the same "
+                f"{suffix[1:].upper()} file; rename one"
+            )
     for folder in folders:
-        for leftover in partial_files(folder, ".png"):
+        for leftover in partial_files(folder, suffix):
             leftover.unlink(missing_ok=True)
-    waiting = [path for path in sources if not is_converted(path)]
-    result = Conversion(skipped=len(sources) - len(waiting))
+    waiting = [task for task in tasks if not task.done()]
+    if suffix == RAW_SUFFIX:
+        _check_room(data_dir, waiting)
+    result = Conversion(skipped=len(tasks) - len(waiting))
     outcomes = _convert_all(waiting, min(workers, len(waiting)))
     for failure in tqdm(
-        outcomes, total=len(waiting), unit="image", disable=not (progress and waiting)
+        outcomes, total=len(waiting), unit="file", disable=not (progress and waiting)
     ):
         if failure:
             result.failures.append(failure)
@@ -81,27 +146,66 @@ def convert_directory(data_dir: Path, workers: int, progress: bool = True) -> Co
     return result
 
 
-def _convert_all(sources: Sequence[Path], workers: int) -> Iterator[str]:
+def _tasks(folder: Path, suffix: str) -> list[_Task]:
+    """The files to make of what a folder holds, by name."""
+    pictures = sorted(
+        path for path in folder.glob("[!.]*") if path.suffix.lower() in IMAGE_SUFFIXES
+    )
+    sources = [path for path in pictures if path.suffix.lower() in JPEG2000_SUFFIXES]
+    if suffix == ".png":
+        return [_Task(path, path.with_suffix(suffix), "rgb") for path in sources]
+    stems = {path.with_suffix("") for path in sources}  # their PNGs are no images of their own
+    sources += [
+        path
+        for path in pictures
+        if path.stem.endswith("_RGB") and path.with_suffix("") not in stems
+    ]
+    tasks = [_Task(path, path.with_suffix(suffix), "rgb") for path in sources]
+    heights = [folder / agl_name(path.name) for path in sources]
+    return tasks + [
+        _Task(path, path.with_suffix(suffix), "agl") for path in heights if path.is_file()
+    ]
+
+
+def _check_room(data_dir: Path, tasks: Sequence[_Task]) -> None:
+    """Says how much room raw files take, and refuses where there is less.
+
+    Raises:
+        RunError: the disk is too full.
+    """
+    needed = sum(task.raw_bytes() for task in tasks)
+    free = shutil.disk_usage(data_dir).free
+    if needed > free:
+        raise RunError(
+            f"{data_dir}: raw files take {_gigabytes(needed)} more, {_gigabytes(free)} are free; "
+            "make room or use --format png"
+        )
+    if tasks:
+        _LOG.info(
+            "%d raw files to write: %s, %s are free",
+            len(tasks),
+            _gigabytes(needed),
+            _gigabytes(free),
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _convert_all(tasks: Sequence[_Task], workers: int) -> Iterator[str]:
     """Yields the message of each file as it is done, empty when all went well.
 
     Threads are enough: decoder and encoder release the interpreter's lock, and nothing outlives
-    a killed run. On an interrupt the images in work are finished and the others left.
+    a killed run. On an interrupt, or when nothing more can be written, the files in work are
+    finished and the others left.
     """
     pool = ThreadPoolExecutor(max(workers, 1))
     try:
-        for future in as_completed([pool.submit(_convert_file, source) for source in sources]):
+        for future in as_completed([pool.submit(task.run) for task in tasks]):
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _convert_file(source: Path) -> str:
-    """Converts one image; returns what is wrong with it, or an empty string."""
-    try:
-        write_png(source.with_suffix(".png"), read_rgb(source))
-    except GeoposeError as error:
-        return str(error)
-    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(
         prog="convert_j2k.py",
         description="Writes a PNG beside every .j2k and .jp2 image of a data directory, because "
-        "PNG reads several times faster. Files converted before are skipped.",
+        "PNG reads several times faster; or raw files of images and heights, of which training "
+        "reads only the crop. Files converted before are skipped.",
     )
     parser.add_argument(
         "--data-dir",
@@ -118,21 +223,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         help=f"directory that holds train/ and test/ (default: ${DATA_DIR_VARIABLE})",
     )
     parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="png",
+        help="png, or raw: .npy files, 5 bytes a pixel (21 MB for an image of 2048 x 2048 with "
+        "heights), for training whose GPU waits for data (default: %(default)s)",
+    )
+    parser.add_argument(
         "--workers",
         type=positive_int,
         default=usable_cores(),
         metavar="N",
-        help="images converted at a time (default: %(default)s, the cores available)",
+        help="files converted at a time (default: %(default)s, the cores available)",
     )
     arguments = parser.parse_args(argv)
     data_dir = resolve_data_dir(arguments.data_dir)
-    result = convert_directory(data_dir, arguments.workers)
+    result = convert_directory(data_dir, arguments.workers, format_name=arguments.format)
     sys.stdout.write(
         f"{result.converted} converted, {result.skipped} skipped (already there), "
         f"{len(result.failures)} failed in {data_dir}\n"
     )
     if result.failures:
         raise RunError(
-            f"{len(result.failures)} images could not be converted, named above; "
+            f"{len(result.failures)} files could not be converted, named above; "
             "replace them and run this again"
         )

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from geopose import keys
 from geopose.augment.build import Augmentation
-from geopose.data.io import read_agl_m, read_rgb, read_vflow
+from geopose.augment.spatial import Pixels
+from geopose.data.io import open_agl_m, open_rgb, read_vflow
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector
@@ -28,10 +29,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CHANNEL_ORDERS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}
 
-_Files = tuple[NDArray[np.uint8], tuple[NDArray[np.float32], float, float] | None]
+_Files = tuple[Pixels, tuple[Pixels, float, float] | None]
 
 _LOG = logging.getLogger(__name__)
-_warned_unconverted = False
+_warned = False
 
 
 class SampleError(InputError):
@@ -140,17 +141,20 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
 
     def _sample(self, index: int) -> dict[str, Any]:
         record = self.records[index % len(self.records)]
-        rgb, truth = self._files(index % len(self.records))
+        pixels, truth = self._files(index % len(self.records))
         gsd_m = record.gsd_m
         targets: dict[str, Tensor] = {}
-        if truth is not None:
-            agl_m, scale_px_per_m, angle_rad = truth
-            if self.augmentation is not None:
-                self.augmentation.set_seed(self._sample_seed(index))
-                rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = self.augmentation(
-                    rgb, agl_m, gsd_m, scale_px_per_m, angle_rad
-                )
+        if truth is not None and self.augmentation is not None:
+            self.augmentation.set_seed(self._sample_seed(index))
+            heights, scale_px_per_m, angle_rad = truth
+            rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = self.augmentation(
+                pixels, heights, gsd_m, scale_px_per_m, angle_rad
+            )
             targets = _target_tensors(agl_m, scale_px_per_m, angle_rad)
+        else:
+            rgb = _all(pixels)
+            if truth is not None:
+                targets = _target_tensors(_all(truth[0]), *truth[1:])
         return {
             keys.INPUT_IMAGE_KEY: normalize_image(rgb, self.channel_order),
             keys.INPUT_IMAGE_ID_KEY: record.image_id,
@@ -161,24 +165,35 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         }
 
     def _files(self, number: int) -> _Files:
-        """What the files of a record hold, from memory if they have been kept."""
+        """What the files of a record hold, from memory if they have been kept.
+
+        Raw files are only opened: what is read of them depends on the crop.
+        """
         if self._cache is not None and number in self._cache:
             return self._cache[number]
         record = self.records[number]
-        files: _Files = (read_rgb(record.rgb_file()), None)
+        rgb, truth = open_rgb(record.rgb_file()), None
         if self.has_targets:
-            if record.agl is None or record.vflow is None:
+            agl = record.agl_file()
+            if agl is None or record.vflow is None:
                 raise InputError(f"{record.where}: there are no heights and flow to learn from")
-            agl_m = read_agl_m(record.agl)
-            check_same_size(record, files[0].shape, agl_m.shape)
-            files = (files[0], (agl_m, *read_vflow(record.vflow)))
+            agl_m = open_agl_m(agl)
+            check_same_size(record, rgb.shape, agl_m.shape)
+            truth = (agl_m, *read_vflow(record.vflow))
         if self._cache is not None:
-            self._cache[number] = files
-        return files
+            kept = truth and (_all(truth[0]), *truth[1:])
+            self._cache[number] = _all(rgb), kept
+            return self._cache[number]
+        return rgb, truth
 
     def _sample_seed(self, index: int) -> int:
         sequence = np.random.SeedSequence([self.seed, int(self._epoch), index])
         return int(sequence.generate_state(1)[0])
+
+
+def _all(pixels: Pixels) -> NDArray:
+    """A whole image or height map, whether it is in memory or in a raw file."""
+    return pixels[:, :]
 
 
 def worker_init_fn(worker_id: int) -> None:
@@ -206,14 +221,24 @@ def _scalar(value: float) -> Tensor:
 
 
 def warn_unconverted(records: Sequence[ImageRecord]) -> None:
-    """One warning for each process when images will be decoded from JPEG 2000."""
-    global _warned_unconverted
-    count = sum(record.rgb_file().suffix.lower() in JPEG2000_SUFFIXES for record in records)
-    if count and not _warned_unconverted:
-        _warned_unconverted = True
+    """Says once in each process that JPEG 2000 will be decoded, or that raw files are outdated."""
+    global _warned
+    slow = sum(record.rgb_file().suffix.lower() in JPEG2000_SUFFIXES for record in records)
+    outdated = [path for record in records for path in record.outdated_raw()]
+    if _warned or not (slow or outdated):
+        return
+    _warned = True
+    if outdated:
+        _LOG.warning(
+            "%d raw files are older than what they were made of and are not read, the first is %s; "
+            "run convert_j2k.py --format raw again",
+            len(outdated),
+            outdated[0],
+        )
+    if slow:
         _LOG.warning(
             "%d of %d images are read from .j2k, several times slower than PNG; "
             "run convert_j2k.py once",
-            count,
+            slow,
             len(records),
         )

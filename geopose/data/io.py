@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from geopose.data import jpeg2000
+from geopose.data.raw import RAW_MAGIC, RawFile, open_raw, raw_kind
 from geopose.errors import InputError, RunError
 from geopose.geometry import wrap_angle
 
@@ -97,7 +98,7 @@ def partial_files(folder: Path, suffix: str) -> list[Path]:
 
 
 def read_rgb(path: Path | str) -> NDArray[np.uint8]:
-    """Reads an 8-bit RGB image: PNG, JPEG 2000 (.j2k, .jp2), TIFF or JPEG, told by content.
+    """Reads an 8-bit RGB image: PNG, JPEG 2000 (.j2k, .jp2), TIFF, JPEG or raw, told by content.
 
     Returns:
         H x W x 3 uint8, channels R, G, B.
@@ -106,6 +107,8 @@ def read_rgb(path: Path | str) -> NDArray[np.uint8]:
         InputError: missing, broken or truncated file, or not 8-bit with three channels.
     """
     path = Path(path)
+    if _is_raw(path):
+        return _open_raw(path, "RGB").read()
     data = _read_bytes(path)
     try:
         if data.startswith(_PNG_MAGIC):
@@ -127,13 +130,29 @@ def read_rgb(path: Path | str) -> NDArray[np.uint8]:
     return rgb
 
 
+def open_rgb(path: Path | str) -> RawFile | NDArray[np.uint8]:
+    """An image of which windows are taken: a raw file, read in part, or any other, decoded here.
+
+    Returns:
+        H x W x 3 uint8 RGB; `pixels[rows, columns]` and `shape` work on both.
+
+    Raises:
+        InputError: as for `read_rgb`; also later, when a window cannot be read.
+    """
+    path = Path(path)
+    return _open_raw(path, "RGB") if _is_raw(path) else read_rgb(path)
+
+
 def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) of an image file from its header alone.
+    """(height, width) of an image file from its header alone; of a raw file, its length counts too.
 
     Raises:
         InputError: missing or broken file.
     """
     path = Path(path)
+    if _is_raw(path):
+        height, width = open_raw(path).shape[:2]
+        return height, width
     data = _read_bytes(path, _HEADER_BYTES)
     try:
         if data.startswith(_PNG_MAGIC):
@@ -286,7 +305,7 @@ def _read_page(page: tifffile.TiffPage) -> NDArray:
 
 
 def read_agl_m(path: Path | str) -> NDArray[np.float32]:
-    """Reads a height map: one-page uint16 TIFF in centimetres, 65535 = no data.
+    """Reads a height map: one-page uint16 TIFF, or raw, in centimetres, 65535 = no data.
 
     Returns:
         H x W float32, metres above ground, NaN where there is no data.
@@ -294,7 +313,35 @@ def read_agl_m(path: Path | str) -> NDArray[np.float32]:
     Raises:
         InputError: missing or broken file, or not a single-channel 16-bit unsigned TIFF.
     """
-    agl_cm = read_agl_cm(path)
+    return _metres(read_agl_cm(path))
+
+
+def open_agl_m(path: Path | str) -> "RawHeights | NDArray[np.float32]":
+    """A height map of which windows are taken: a raw file, read in part, or a TIFF, read here.
+
+    Returns:
+        H x W float32 metres, NaN = no data; `heights[rows, columns]` and `shape` work on both.
+
+    Raises:
+        InputError: as for `read_agl_m`; also later, when a window cannot be read.
+    """
+    path = Path(path)
+    return RawHeights(_open_raw(path, "heights")) if _is_raw(path) else read_agl_m(path)
+
+
+class RawHeights:
+    """The heights of a raw file in metres, NaN = no data, converted as they are read."""
+
+    def __init__(self, raw: RawFile) -> None:
+        self._raw = raw
+        self.shape = raw.shape
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[np.float32]:
+        """Some rows and columns; an array of its own."""
+        return _metres(self._raw[window])
+
+
+def _metres(agl_cm: NDArray[np.uint16]) -> NDArray[np.float32]:
     agl_m = agl_cm.astype(np.float32) / np.float32(CM_PER_M)
     agl_m[agl_cm == NODATA_CM] = np.nan
     return agl_m
@@ -307,6 +354,8 @@ def read_agl_cm(path: Path | str) -> NDArray[np.uint16]:
         InputError: as for `read_agl_m`.
     """
     path = Path(path)
+    if _is_raw(path):
+        return _open_raw(path, "heights").read()
     if not _read_bytes(path, 8).startswith(_TIFF_MAGICS):
         raise InputError(f"{path}: not a TIFF file; heights are one-channel uint16 TIFF in cm")
     try:
@@ -365,6 +414,32 @@ def write_agl_cm(path: Path | str, agl_m: NDArray[np.floating], allow_nodata: bo
             metadata=None,
             software=False,
         )
+
+
+# ---------------------------------------------------------------- raw
+
+
+def write_raw(path: Path | str, pixels: NDArray) -> None:
+    """Writes H x W x 3 uint8 RGB or H x W uint16 centimetres, of which windows can be read.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if not raw_kind(pixels.dtype, pixels.shape):
+        raise ValueError(f"expected uint8 RGB or uint16 heights, got {pixels.shape} {pixels.dtype}")
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(pixels), version=(1, 0))
+
+
+def _is_raw(path: Path) -> bool:
+    return _read_bytes(path, len(RAW_MAGIC)) == RAW_MAGIC
+
+
+def _open_raw(path: Path, kind: str) -> RawFile:
+    raw = open_raw(path)
+    if raw.kind != kind:
+        raise InputError(f"{path}: it holds {raw.kind}, expected {kind}; check its name")
+    return raw
 
 
 # ---------------------------------------------------------------- vertical flow

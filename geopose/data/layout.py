@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from geopose.data.io import image_size
+from geopose.data.raw import RAW_SUFFIX
 from geopose.errors import InputError
 
 DATA_DIR_VARIABLE = "DRIVENDATA_OVERHEAD_GEOPOSE"
@@ -20,7 +21,7 @@ METADATA_CSV = "metadata.csv"
 SPLIT_CSV = {"train": "geopose_train.csv", "test": "geopose_test.csv"}
 
 _COLUMNS = {"train": ("id", "agl", "json", "rgb"), "test": ("id", "rgb")}
-_IMAGE_SUFFIXES = (".j2k", ".jp2", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".j2k", ".jp2", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 JPEG2000_SUFFIXES = (".j2k", ".jp2")  # what convert_j2k.py converts
 
 Row = tuple[int, dict[str, str]]
@@ -45,21 +46,42 @@ class ImageRecord:
         return f"{self.csv_file} row {self.row} ({self.image_id})"
 
     def rgb_file(self) -> Path:
-        """The file to read: the PNG that convert_j2k.py wrote, unless it is out of date."""
-        if self.rgb.suffix.lower() in JPEG2000_SUFFIXES and is_converted(self.rgb):
-            return self.rgb.with_suffix(".png")
-        return self.rgb
+        """The image file to read: what convert_j2k.py wrote (raw, else PNG), else the listed one.
+
+        What was written before the listed file was replaced is not read.
+        """
+        raw = self.rgb.with_suffix(RAW_SUFFIX)
+        return raw if is_up_to_date(raw, self.rgb) else picture_file(self.rgb)
+
+    def agl_file(self) -> Path | None:
+        """The height map to read: raw, unless that is outdated; None without truth."""
+        if self.agl is None:
+            return None
+        raw = self.agl.with_suffix(RAW_SUFFIX)
+        return raw if is_up_to_date(raw, self.agl) else self.agl
+
+    def outdated_raw(self) -> list[Path]:
+        """Raw files beside the listed ones that are not read because they are older."""
+        sources = [path for path in (self.rgb, self.agl) if path is not None]
+        pairs = [(path.with_suffix(RAW_SUFFIX), path) for path in sources]
+        return [raw for raw, path in pairs if raw.is_file() and not is_up_to_date(raw, path)]
 
 
-def is_converted(source: Path) -> bool:
-    """Whether a JPEG 2000 image has its PNG beside it, and not from before it was replaced.
-
-    The PNG may also be there alone.
-    """
+def picture_file(source: Path) -> Path:
+    """The file that is quickest to decode an image from: its PNG if it has one, else itself."""
     png = source.with_suffix(".png")
-    if not png.is_file():
+    jpeg2000 = source.suffix.lower() in JPEG2000_SUFFIXES
+    return png if jpeg2000 and is_up_to_date(png, source) else source
+
+
+def is_up_to_date(converted: Path, source: Path) -> bool:
+    """Whether a converted file is there, and not from before its source was replaced.
+
+    The converted file may also be there alone.
+    """
+    if not converted.is_file():
         return False
-    return not source.is_file() or png.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    return not source.is_file() or converted.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 def resolve_data_dir(value: str | Path | None = None) -> Path:
@@ -118,8 +140,8 @@ def check_sizes(records: Sequence[ImageRecord]) -> None:
         InputError: naming the first row whose image and heights differ in size.
     """
     for record in records:
-        if record.agl is not None:
-            check_same_size(record, image_size(record.rgb_file()), image_size(record.agl))
+        if (agl := record.agl_file()) is not None:
+            check_same_size(record, image_size(record.rgb_file()), image_size(agl))
 
 
 def check_same_size(record: ImageRecord, rgb: tuple[int, ...], agl: tuple[int, ...]) -> None:
@@ -127,7 +149,7 @@ def check_same_size(record: ImageRecord, rgb: tuple[int, ...], agl: tuple[int, .
     if tuple(rgb[:2]) != tuple(agl[:2]):
         raise InputError(
             f"{record.where}: {record.rgb_file().name} has {rgb[1]} x {rgb[0]} pixels, "
-            f"{Path(record.agl or '').name} {agl[1]} x {agl[0]}; they must be equal"
+            f"{(record.agl_file() or Path()).name} {agl[1]} x {agl[0]}; they must be equal"
         )
 
 
@@ -148,7 +170,7 @@ def viz_name(rgb_name: str) -> str:
 
 def _base(rgb_name: str) -> str:
     name = Path(rgb_name).name
-    if Path(name).suffix.lower() in _IMAGE_SUFFIXES:
+    if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         name = Path(name).stem
     return name.removesuffix("_RGB")
 
@@ -185,9 +207,26 @@ def _record(
 
 
 def _check_files(record: ImageRecord) -> None:
-    for path in (record.rgb_file(), record.agl, record.vflow):
+    for path in (record.rgb_file(), record.agl_file(), record.vflow):
         if path is not None and not path.is_file():
             raise InputError(f"{record.where}: file {path} is not there; check the name or get it")
+    _check_raw_sizes(record)
+
+
+def _check_raw_sizes(record: ImageRecord) -> None:
+    """Raises InputError if a raw file that will be read has another size than its source."""
+    for used, source in (
+        (record.rgb_file(), picture_file(record.rgb)),
+        (record.agl_file(), record.agl),
+    ):
+        if used is None or source is None or used.suffix != RAW_SUFFIX or not source.is_file():
+            continue
+        (height, width), (source_height, source_width) = image_size(used), image_size(source)
+        if (height, width) != (source_height, source_width):
+            raise InputError(
+                f"{used}: {width} x {height} pixels, but {source.name} has {source_width} x "
+                f"{source_height}; run convert_j2k.py --format raw again"
+            )
 
 
 def _inside(folder: Path, name: str, where: str, column: str) -> Path:
