@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from geopose.cli import EXIT_INPUT, run_command
@@ -26,7 +27,7 @@ def _train(config: DictConfig) -> None:
     def run(argv: Sequence[str] | None) -> None:
         from geopose.training.fit import fit  # heavy imports once the config is known to be good
 
-        fit(config)
+        fit(config, list(HydraConfig.get().overrides.task))
 
     _status.append(1)  # stands if the run ends in a way that nobody expected
     _status[-1] = run_command(run)

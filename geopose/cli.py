@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from geopose.errors import GeoposeError
+from geopose.errors import GeoposeError, Stopped
 
 EXIT_RUN = 1
 EXIT_INPUT = 2
@@ -68,13 +68,18 @@ def run_command(
         argv: arguments without the program's name.
 
     Returns:
-        0, or the exit code of the GeoposeError (2 bad input, 1 failed run), 130 if interrupted.
+        0, or the exit code of the GeoposeError (2 bad input, 1 failed run), 130 if interrupted,
+        128 + the signal's number if a signal ended the run in good order.
         An error of the system that nobody foresaw is one line too: 2 if it is about a path that
         cannot be used, otherwise 1.
     """
     setup_logging()
     try:
         main(argv)
+    except Stopped as stop:
+        if _is_first_process():
+            sys.stderr.write(f"{one_line(stop)}\n")
+        return stop.exit_code
     except GeoposeError as error:
         if _is_first_process() or not error.on_every_rank:
             sys.stderr.write(f"error: {one_line(error)}\n")

@@ -18,3 +18,15 @@ class RunError(GeoposeError):
     """A run that started well and could not be finished. Exit code 1."""
 
     exit_code = 1
+
+
+class Stopped(GeoposeError):
+    """A run that a signal ended on purpose, with everything saved. Exit code 128 + the signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+        self.signal_number = signal_number
+
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[str, int]]:
+        return Stopped, (str(self), self.signal_number)

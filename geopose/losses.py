@@ -52,15 +52,22 @@ class _MaskedPixelLoss(nn.Module, ABC):
             )
         with torch.autocast(output.device.type, enabled=False):
             target = target.float()
-            valid = ~torch.isnan(target)
-            if self.ignore_value is not None:
-                valid &= target != self.ignore_value
+            valid = self._valid(target)
             # The masking comes before any arithmetic whose derivative could be NaN: NaN * 0 is NaN.
             error = output.float() - torch.where(valid, target, 0.0)
             losses = self.pointwise(torch.where(valid, error, 0.0))
             if self.fraction < 1.0:
                 losses, valid = self._trim(losses, valid)
             return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)
+
+    def count(self, target: Tensor) -> Tensor:
+        """How many pixels of a target (N x ...) the mean is taken over: a float64 scalar."""
+        kept = self._valid(target).flatten(1).sum(dim=1).double()
+        return (kept * self.fraction).ceil().sum() if self.fraction < 1.0 else kept.sum()
+
+    def _valid(self, target: Tensor) -> Tensor:
+        valid = ~torch.isnan(target)
+        return valid if self.ignore_value is None else valid & (target != self.ignore_value)
 
     def _trim(self, losses: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The losses of every sample in rising order, and which of them are kept."""
@@ -140,6 +147,10 @@ class CosineSimilarityLoss(nn.Module):
                 distance = shifted**self.gamma - self.FLOOR**self.gamma
             return distance.mean()
 
+    def count(self, target: Tensor) -> Tensor:
+        """How many samples the mean is taken over: a float64 scalar."""
+        return torch.tensor(len(target), dtype=torch.float64, device=target.device)
+
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "geopose.losses.HuberLossWithIgnore": HuberLossWithIgnore,
@@ -201,6 +212,31 @@ class LossSum(nn.Module):
                 total = total + weight * term
             result[prefix] = term
         return {TOTAL_KEY: torch.as_tensor(total), **result}
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """How many elements each term is a mean over, float64 in the order of `prefixes`.
+
+        They follow from the targets alone. A mean over several batches, or over the batches of
+        several processes, weighs each batch's mean by its count.
+        """
+        counts = []
+        for loss, (_, _, target_key, _) in zip(self.losses, self._wiring, strict=True):
+            target = batch[target_key]
+            count = getattr(loss, "count", Tensor.numel)  # torch's own losses: every element
+            counted = count(target)
+            counts.append(torch.as_tensor(counted, dtype=torch.float64, device=target.device))
+        return torch.stack(counts)
+
+    def weighted_sum(self, terms: Mapping[str, Tensor], factors: Tensor) -> Tensor:
+        """The total with a further factor on each term.
+
+        Args:
+            terms: as `forward` returns them.
+            factors: one for each term, in the order of `prefixes`.
+        """
+        values = torch.stack([terms[prefix] for prefix in self.prefixes])
+        weights = torch.tensor([weight for *_, weight in self._wiring], device=values.device)
+        return (values * weights * factors.to(values.dtype)).sum()
 
 
 def build_loss(config: Any) -> LossSum:

@@ -150,8 +150,14 @@ def test_checkpoint_and_transfer_start_from_weights(
 
 
 def test_a_run_is_never_overwritten(run_dir: Path, sample_dir: Path) -> None:
+    before = {path: path.read_bytes() for path in sorted(run_dir.rglob("*")) if path.is_file()}
+    same = ("train.epochs=5", "train.show=true", "seed=5")
+    with pytest.raises(InputError, match="seed=5, not 42"):
+        train(sample_dir, run_dir, *same[:2])
     with pytest.raises(InputError, match="already holds a run"):
-        train(sample_dir, run_dir)
+        train(sample_dir, run_dir, *same, "resume=false")
+    train(sample_dir, run_dir, *same)  # finished: there is nothing to do
+    assert before == {p: p.read_bytes() for p in sorted(run_dir.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize(

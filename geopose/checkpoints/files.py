@@ -5,6 +5,7 @@ A checkpoint is a dict saved by torch with at least `model_state_dict` and
 `units`, `channel_order` and that half-resolution labels were converted.
 """
 
+import os
 import pickle
 import re
 import struct
@@ -56,11 +57,16 @@ def describe_environment() -> dict[str, Any]:
     return {"versions": versions, "units": dict(UNITS), "label_downsample": LABELS_CONVERTED}
 
 
-def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: str | Path, payload: Mapping[str, Any], keep: str | Path | None = None
+) -> None:
     """Writes a checkpoint atomically, with versions and units added.
+
+    When it returns, the file is on the disk: a loss of power leaves this one or the one before.
 
     Args:
         path: the `.pth` file.
+        keep: under this name, in the same folder, the file that was there before stays.
         payload: at least `model_state_dict` and `checkpoint_data: {"config": ...}` as plain
             containers; `channel_order` and whatever a resumed training needs.
 
@@ -78,6 +84,20 @@ def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
             refused = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
         if refused:
             raise RunError(f"{path}: not saved, holds objects no reader accepts: {sorted(refused)}")
+        _to_disk(temporary)
+        if keep is not None and path.is_file():
+            with atomic_path(keep) as copy:
+                os.link(path, copy)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

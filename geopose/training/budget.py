@@ -17,8 +17,15 @@ class TimeBudget:
         self._start = time.monotonic()
         self.share_used = 0.0  # 0..1, as of the last update; stays 0 where there is no limit
 
+    def seconds_used(self) -> float:
+        """Time since the start, with that of earlier sessions."""
+        return time.monotonic() - self._start
+
+    def add(self, seconds: float) -> None:
+        """Counts the time of earlier sessions of a resumed run."""
+        self._start -= seconds
+
     def update(self) -> None:
         """Reads the clock; every rank must call it equally often."""
         if self._seconds is not None:
-            share = (time.monotonic() - self._start) / self._seconds
-            self.share_used = broadcast_number(min(1.0, share))
+            self.share_used = broadcast_number(min(1.0, self.seconds_used() / self._seconds))

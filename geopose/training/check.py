@@ -10,8 +10,7 @@ from torch import nn
 from geopose.errors import InputError
 from geopose.keys import INPUT_GROUND_SAMPLE_DISTANCE, INPUT_IMAGE_KEY, TARGET_KEYS
 from geopose.losses import LossSum
-
-PRECISIONS = ("fp32", "bf16", "fp16", "amp")
+from geopose.training.precision import PRECISIONS
 
 
 class _Limit(NamedTuple):
@@ -20,6 +19,7 @@ class _Limit(NamedTuple):
     whole: bool = False
     least: float = 0.0
     above: bool = False  # more than `least`, not just as much
+    most: float = math.inf
     optional: bool = False
 
     def allows(self, value: Any) -> bool:
@@ -29,11 +29,13 @@ class _Limit(NamedTuple):
         kind = int if self.whole else int | float
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
             return False
-        return value > self.least if self.above else value >= self.least
+        return self.least <= value <= self.most and not (self.above and value == self.least)
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         bound = f"above {self.least:g}" if self.above else f"from {self.least:g}"
+        if math.isfinite(self.most):
+            bound += f" to {self.most:g}"
         return f"{kind} {bound}{', or null' if self.optional else ''}"
 
 
@@ -45,6 +47,9 @@ _LIMITS = {
     "train.crops_per_image": _COUNT,
     "train.early_stopping": _Limit(whole=True),
     "train.max_minutes": _Limit(above=True, optional=True),
+    "train.save_every_minutes": _Limit(optional=True),
+    "train.max_skipped_share": _Limit(most=1.0),
+    "train.ema": _Limit(above=True, most=1.0, optional=True),
     "train.loaders.valid.batch_size": _COUNT,
     "optimizer.lr": _POSITIVE,
     "optimizer.weight_decay": _Limit(),
@@ -76,6 +81,9 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     precision = cfg["optimizer"]["precision"]
     if precision not in PRECISIONS:
         raise InputError(f"optimizer.precision={precision}: one of {PRECISIONS}")
+    for key, value in (("resume", cfg["resume"]), ("optimizer.fp16", cfg["optimizer"]["fp16"])):
+        if value not in (None, True, False):
+            raise InputError(f"{key}={value}: true, false or null")
     if sum(bool(cfg[key]) for key in ("transfer", "transfer_encoder_decoder", "checkpoint")) > 1:
         raise InputError("transfer, transfer_encoder_decoder and checkpoint: give one of them")
     if not cfg["runner"]["checkpoints"]:

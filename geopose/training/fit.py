@@ -4,8 +4,9 @@ leaves is a run directory with checkpoints, logs and the config itself.
 
 import logging
 import os
-import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import nn
 from geopose.construct import plain
 from geopose.data.io import atomic_path
 from geopose.distributed import (
-    broadcast_object,
     init_from_env,
     is_distributed,
     is_main,
@@ -30,48 +30,35 @@ from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order
 from geopose.training.budget import TimeBudget
 from geopose.training.callbacks import (
-    BackwardCallback,
-    CheckpointCallback,
     EarlyStoppingCallback,
-    LossCallback,
-    OptimizerCallback,
     PanelCallback,
-    PlateauCallback,
-    ProgressCallback,
     ScoreCallback,
     TimeBudgetCallback,
 )
 from geopose.training.check import check_config, check_loss, check_metrics
+from geopose.training.ema import build_ema
+from geopose.training.interrupt import StopSignal
+from geopose.training.keep import CheckpointCallback
 from geopose.training.loaders import build_loaders
 from geopose.training.optim import build_optimizer, build_scheduler
+from geopose.training.precision import Precision
+from geopose.training.reports import MetricsFileCallback, ProgressCallback, SpeedCallback
 from geopose.training.resources import choose_resources
-from geopose.training.runner import GeoposeRunner, RunParts, build_engine, resolve_precision
+from geopose.training.resume import STATE
+from geopose.training.run_files import rewind
+from geopose.training.runner import GeoposeRunner, RunParts, build_engine
+from geopose.training.start import LAUNCH_FILE, Start, choose_start, launch_name
+from geopose.training.steps import (
+    BackwardCallback,
+    LossCallback,
+    OptimizerCallback,
+    PlateauCallback,
+)
+from geopose.training.sync_bn import synchronise_batchnorm
 from geopose.training.transfer import apply_initial_weights
 from geopose.training.wait import DataWaitCallback
 
 logger = logging.getLogger(__name__)
-
-
-def run_directory(cfg: Mapping[str, Any]) -> Path:
-    """The directory of this run, the same on every rank.
-
-    Raises:
-        InputError: it already holds a run (on every rank alike).
-    """
-    slug, fold = cfg["model"]["slug"], cfg["dataset"]["fold"]
-    stamp = time.strftime("%y%m%d_%H_%M")
-    named = cfg["experiment"] or f"runs/{stamp}_{slug}_fold{fold}"
-    path = Path(broadcast_object(str(named)))
-    if not cfg["experiment"]:  # two runs may start in the same minute
-        taken, base = 1, path
-        while broadcast_object(path.exists()):
-            taken += 1
-            path = base.with_name(f"{base.name}_{taken}")
-    if broadcast_object(any(path.glob("checkpoints_*/*.pth"))):
-        problem = InputError(f"{path}: already holds a run; give another experiment=DIR")
-        problem.on_every_rank = True
-        raise problem
-    return path
 
 
 def _apply_switches(cfg: Mapping[str, Any]) -> None:
@@ -82,42 +69,41 @@ def _apply_switches(cfg: Mapping[str, Any]) -> None:
     torch.autograd.set_detect_anomaly(bool(cfg["detect_anomaly"]))
 
 
-def _build_model(cfg: Mapping[str, Any]) -> nn.Module:
+def _build_model(start: Start, device: torch.device) -> nn.Module:
+    cfg = start.cfg
     torch.manual_seed(cfg["seed"])
-    has_weights = bool(cfg["checkpoint"] or cfg["transfer_encoder_decoder"])
-    model = build_model(cfg["model"], load_pretrained=not has_weights)
-    apply_initial_weights(model, cfg)
-    if cfg["channels_last"]:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    is_resumed = start.payload is not None
+    has_weights = bool(is_resumed or cfg["checkpoint"] or cfg["transfer_encoder_decoder"])
+    model: Any = build_model(cfg["model"], load_pretrained=not has_weights)
+    if not is_resumed:
+        apply_initial_weights(model, cfg)
+    if cfg["freeze_encoder"]:
+        model.encoder.requires_grad_(False)
+    if cfg["sync_bn"] and is_distributed():
+        model = synchronise_batchnorm(model, device)
     return model
 
 
 def _callbacks(cfg: Mapping[str, Any], run_dir: Path, budget: TimeBudget) -> dict[str, Callback]:
-    runner, optimizer, train = cfg["runner"], cfg["optimizer"], cfg["train"]
-    order = channel_order(cfg["model"])
-    header = {"channel_order": order, "checkpoint_data": {"config": cfg}}
+    runner, train = cfg["runner"], cfg["train"]
     callbacks: dict[str, Callback] = {
         "loss": LossCallback(),
-        "backward": BackwardCallback(optimizer["accumulation"]),
-        "optimizer": OptimizerCallback(optimizer["accumulation"], optimizer["clip_grad_norm"]),
+        "backward": BackwardCallback(),
+        "optimizer": OptimizerCallback(
+            cfg["optimizer"]["clip_grad_norm"], train["max_skipped_share"], run_dir
+        ),
         "schedule": PlateauCallback(runner["main_metric"]),
         "score": ScoreCallback(),
         "data_wait": DataWaitCallback(),
+        "speed": SpeedCallback(),
         "progress": ProgressCallback(),
+        "metrics_file": MetricsFileCallback(run_dir),
+        **_checkpoint_callbacks(cfg, run_dir),
     }
-    for number, entry in enumerate(runner["checkpoints"]):
-        callbacks[f"checkpoints_{entry['name']}"] = CheckpointCallback(
-            run_dir / f"checkpoints_{entry['name']}",
-            entry["metric"],
-            entry["mode"],
-            runner["top_k"],
-            keep_last=number == 0,
-            header=header,
-        )
     if train["max_minutes"] is not None:
         callbacks["time_budget"] = TimeBudgetCallback(budget)
     if train["show"]:
-        callbacks["panels"] = PanelCallback(order)
+        callbacks["panels"] = PanelCallback(channel_order(cfg["model"]))
     if train["early_stopping"]:
         callbacks["early_stopping"] = EarlyStoppingCallback(
             train["early_stopping"], runner["main_metric"], runner["main_mode"]
@@ -125,9 +111,34 @@ def _callbacks(cfg: Mapping[str, Any], run_dir: Path, budget: TimeBudget) -> dic
     return callbacks
 
 
-def _assemble(cfg: dict[str, Any], device: torch.device, run_dir: Path) -> RunParts:
+def _checkpoint_callbacks(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, Callback]:
+    kinds = {"": False} if cfg["train"]["ema"] is None else {"": False, "_ema": True}
+    return {
+        f"checkpoints_{entry['name']}{suffix}": CheckpointCallback(
+            run_dir / f"checkpoints_{entry['name']}{suffix}",
+            entry["metric"],
+            entry["mode"],
+            cfg["runner"]["top_k"],
+            header=_header(cfg),
+            uses_ema=uses_ema,
+        )
+        for entry in cfg["runner"]["checkpoints"]
+        for suffix, uses_ema in kinds.items()
+    }
+
+
+def _header(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {"channel_order": channel_order(cfg["model"]), "checkpoint_data": {"config": cfg}}
+
+
+def _first_folder(cfg: Mapping[str, Any], run_dir: Path) -> Path:
+    return run_dir / f"checkpoints_{cfg['runner']['checkpoints'][0]['name']}"
+
+
+def _assemble(start: Start, device: torch.device) -> RunParts:
     """Everything that can fail on bad input comes before the run directory is made."""
-    train = cfg["train"]
+    cfg = start.cfg
+    train, optimizer_cfg = cfg["train"], cfg["optimizer"]
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     workers = train["loaders"]
     resources = choose_resources(
@@ -139,91 +150,144 @@ def _assemble(cfg: dict[str, Any], device: torch.device, run_dir: Path) -> RunPa
     )
     if device.type == "cpu":
         torch.set_num_threads(resources.threads)
+    precision = Precision(_precision_name(optimizer_cfg), device)
     loaders = build_loaders(cfg, resources, device)
+    _check_same_data(start, loaders)
     criterion = build_loss(cfg["loss"])
     check_metrics(cfg, criterion.prefixes)
-    model = _build_model(cfg)
+    model = _build_model(start, device)
     check_loss(model, criterion, cfg["runner"]["input_keys"])
-    optimizer = build_optimizer(model, cfg["optimizer"], world_size())
-    steps = -(-len(loaders["train"]) // cfg["optimizer"]["accumulation"]) * train["epochs"]
-    lr = cfg["optimizer"]["lr"] * world_size()
+    model = model.to(device)
+    if cfg["channels_last"]:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, optimizer_cfg, world_size())
+    steps = -(-len(loaders["train"]) // optimizer_cfg["accumulation"]) * train["epochs"]
     budget = TimeBudget(train["max_minutes"])
     scheduler = build_scheduler(
         optimizer,
         cfg["scheduler"],
         lambda step: max(step / steps, budget.share_used),
-        lr,
+        optimizer_cfg["lr"] * world_size(),
         cfg["runner"]["main_mode"],
     )
     return RunParts(
         model=model,
+        ema=build_ema(model, train["ema"]),
         criterion=criterion,
         optimizer=optimizer,
         scheduler=scheduler,
         loaders=loaders,
-        callbacks=_callbacks(cfg, run_dir, budget),
-        engine=build_engine(device, cfg["optimizer"]["precision"], cfg["find_unused"]),
-        input_keys=cfg["runner"]["input_keys"],
-        log_dir=run_dir / "tensorboard",
-        epochs=train["epochs"],
-        seed=cfg["seed"],
-        mixup=float(train["mixup"]),
-        channels_last=cfg["channels_last"],
+        callbacks=_callbacks(cfg, start.run_dir, budget),
+        engine=build_engine(device),
+        precision=precision,
+        header={**_header(cfg), "data_checksum": _data_checksum(loaders)},
+        run_dir=start.run_dir,
+        last_folder=_first_folder(cfg, start.run_dir),
+        cfg=cfg,
+        payload=start.payload,
     )
 
 
-def _make_run_directory(cfg: Mapping[str, Any], run_dir: Path) -> None:
-    """Makes it on rank 0, with the whole config in it."""
+def _precision_name(optimizer_cfg: Mapping[str, Any]) -> str:
+    """`fp16` is how published configs spell it; true means fp16, whatever `precision` says."""
+    fp16 = optimizer_cfg["fp16"]
+    if fp16 is None:
+        return optimizer_cfg["precision"]
+    return "fp16" if fp16 else "fp32"
+
+
+def _data_checksum(loaders: Mapping[str, Any]) -> int:
+    """Of the ids of the training and the validation images."""
+    ids = [
+        [record.image_id for record in loaders[key].dataset.records] for key in ("train", "valid")
+    ]
+    return zlib.crc32(repr(ids).encode())
+
+
+def _check_same_data(start: Start, loaders: Mapping[str, Any]) -> None:
+    if start.payload and start.payload["data_checksum"] != _data_checksum(loaders):
+        raise InputError(
+            f"{start.cfg['dataset']['data_dir']}: other images than those that the run in "
+            f"{start.run_dir} was started with; give another experiment=DIR"
+        )
+
+
+def _make_run_directory(start: Start) -> None:
+    """Makes it on rank 0, with the whole config in it; a resumed one goes back to its checkpoint.
+
+    Raises:
+        InputError: it cannot be made, or another run has made it in the meantime.
+    """
     if not is_main():
         return
+    run_dir = start.run_dir
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(parents=True, exist_ok=bool(start.cfg["experiment"] or run_dir.exists()))
+        rewind(run_dir, start.payload[STATE]["files"] if start.payload else {})
+        (run_dir / LAUNCH_FILE).write_text(launch_name(), encoding="utf-8")
         with atomic_path(run_dir / "config.yaml") as temporary:
-            OmegaConf.save(OmegaConf.create(dict(cfg)), temporary)
+            OmegaConf.save(OmegaConf.create(start.cfg), temporary)
     except OSError as error:
         raise InputError(f"{run_dir}: cannot be made ({error}); give another experiment=DIR") from (
             error
         )
 
 
-def fit(config: DictConfig) -> Path:
-    """Trains as `config` says.
+def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
+    """Trains as `config` says, or goes on with the run that is in its run directory.
 
     Args:
         config: the composed training config (configs/config.yaml and its groups).
+        overrides: what the user has set in it (`key=value`); the other keys follow the run that is
+            resumed. None = all of them count as set.
 
     Returns:
-        The run directory, with `config.yaml`, `tensorboard/` and `checkpoints_*/`.
+        The run directory, with `config.yaml`, `metrics.csv`, `tensorboard/` and `checkpoints_*/`.
 
     Raises:
-        InputError: bad config or data; nothing has been written.
-        RunError: the loss is not finite, or a checkpoint cannot be written.
+        InputError: bad config or data, or another run is there; nothing has been written.
+        RunError: too many losses are not finite, or a checkpoint cannot be written.
+        Stopped: a signal asked for it; everything is saved.
     """
     device = init_from_env()
-    cfg = together(lambda: _checked(config))
-    _apply_switches(cfg)
-    run_dir = run_directory(cfg)
-    parts = together(lambda: _assemble(cfg, device, run_dir))
-    together(lambda: _make_run_directory(cfg, run_dir))
-    _announce(cfg, parts, device, run_dir)
-    _run(parts, cfg)
-    _report(cfg, parts, run_dir)
+    with StopSignal() as signals:
+        start = choose_start(together(lambda: _checked(plain(config))), overrides)
+        start = replace(start, cfg=together(lambda: _checked(start.cfg)))
+        _apply_switches(start.cfg)
+        if _is_finished(start):
+            logger.info("%s: finished already; nothing to do", start.run_dir)
+        else:
+            parts = together(lambda: _assemble(start, device))
+            together(lambda: _make_run_directory(start))
+            _announce(start, parts, device)
+            _run(parts, signals)
+            _report(start.cfg, parts)
     # Not after an error: the others would fail at the closed connection, and the launcher would end
     # this process before it has said what was wrong.
     shutdown()
-    return run_dir
+    return start.run_dir
 
 
-def _checked(config: DictConfig) -> dict[str, Any]:
-    cfg = plain(config)
+def _checked(cfg: dict[str, Any]) -> dict[str, Any]:
     check_config(cfg)
     return cfg
 
 
-def _run(parts: RunParts, cfg: Mapping[str, Any]) -> None:
+def _is_finished(start: Start) -> bool:
+    """All epochs done, or ended early by settings that have not changed since."""
+    if start.payload is None:
+        return False
+    state, train = start.payload[STATE], start.cfg["train"]
+    before = start.payload["checkpoint_data"]["config"]["train"]
+    same = all(train[key] == before[key] for key in ("early_stopping", "max_minutes"))
+    return state["epoch"] >= train["epochs"] or (state["stopped_early"] and same)
+
+
+def _run(parts: RunParts, signals: StopSignal) -> None:
     """Trains; failures that a user can understand become one line."""
+    cfg = parts.cfg
     try:
-        GeoposeRunner(parts).run()
+        GeoposeRunner(parts, signals).run()
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory with batch_size={cfg['batch_size']} and "
@@ -237,28 +301,48 @@ def _run(parts: RunParts, cfg: Mapping[str, Any]) -> None:
         raise
 
 
-def _announce(cfg: Mapping[str, Any], parts: RunParts, device: torch.device, run_dir: Path) -> None:
+def _announce(start: Start, parts: RunParts, device: torch.device) -> None:
     processes = world_size()
     logger.info(
         "training %s on %s in %s, %d process%s of %d threads: "
         "%d batches of %d an epoch, %d validation images; run directory %s",
-        cfg["model"]["slug"],
+        start.cfg["model"]["slug"],
         device,
-        resolve_precision(cfg["optimizer"]["precision"], device),
+        parts.precision.name,
         processes,
         "" if processes == 1 else "es",
         torch.get_num_threads(),
         len(parts.loaders["train"]),
-        cfg["batch_size"],
+        start.cfg["batch_size"],
         len(parts.loaders["valid"].dataset),  # type: ignore[arg-type]
-        run_dir,
+        start.run_dir,
     )
+    if start.payload is not None:
+        _announce_resume(start)
 
 
-def _report(cfg: Mapping[str, Any], parts: RunParts, run_dir: Path) -> None:
+def _announce_resume(start: Start) -> None:
+    assert start.payload is not None
+    state = start.payload[STATE]
+    logger.info("resumed after epoch %d, batch %d of the next", state["epoch"], state["batch"])
+    before, now = (
+        config["train"]["epochs"]
+        for config in (start.payload["checkpoint_data"]["config"], start.cfg)
+    )
+    if before != now:
+        logger.info("train.epochs %d -> %d: the rate follows the new schedule", before, now)
+    version = start.payload["versions"]["torch"]
+    if version != str(torch.__version__):
+        logger.warning(
+            "the run was started with torch %s, this is %s: it goes on, but not bit for bit as it "
+            "would have",
+            version,
+            torch.__version__,
+        )
+
+
+def _report(cfg: Mapping[str, Any], parts: RunParts) -> None:
     first = cfg["runner"]["checkpoints"][0]
-    callback = parts.callbacks[f"checkpoints_{first['name']}"]
-    best = getattr(callback, "best", None)
-    if is_main():
-        folder = run_dir / f"checkpoints_{first['name']}"
-        logger.info("best %s %s; checkpoints in %s", first["metric"], f"{best:.4f}", folder)
+    best = getattr(parts.callbacks[f"checkpoints_{first['name']}"], "best", None)
+    text = "undefined" if best is None else f"{best:.4f}"
+    logger.info("best %s %s; checkpoints in %s", first["metric"], text, parts.last_folder)

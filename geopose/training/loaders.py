@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from geopose.augment.build import build_augmentation
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
@@ -13,7 +13,9 @@ from geopose.data.layout import ImageRecord, check_sizes, read_split, resolve_da
 from geopose.distributed import ShardSampler, rank, world_size
 from geopose.errors import InputError
 from geopose.models.build import channel_order
+from geopose.training.interrupt import ignore_in_worker
 from geopose.training.resources import Resources
+from geopose.training.sampler import ResumableSampler
 from geopose.training.wait import TimedLoader
 
 FAST_IMAGES = 64  # what train.fast leaves of either part
@@ -22,6 +24,11 @@ FAST_IMAGES = 64  # what train.fast leaves of either part
 def _few(records: list[ImageRecord]) -> list[ImageRecord]:
     """FAST_IMAGES of the records, spread over all of them and so over the cities."""
     return records[:: max(1, len(records) // FAST_IMAGES)][:FAST_IMAGES]
+
+
+def _start_worker(worker_id: int) -> None:
+    worker_init_fn(worker_id)
+    ignore_in_worker()
 
 
 def build_loaders(
@@ -63,10 +70,8 @@ def build_loaders(
     )
     whole = build_augmentation("none", None, downsample) if downsample > 1 else None
     valid_set = GeoposeDataset(valid_records, order, whole, cache=train["cache"])
-    common: dict[str, Any] = {"worker_init_fn": worker_init_fn, "pin_memory": device.type == "cuda"}
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"]
-    )
+    common: dict[str, Any] = {"worker_init_fn": _start_worker, "pin_memory": device.type == "cuda"}
+    sampler = ResumableSampler(train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"])
     return {
         "train": TimedLoader(
             train_set,

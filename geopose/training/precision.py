@@ -1,0 +1,78 @@
+"""Number formats of a training: which operations run in 16 bits, and the scaling that fp16 needs.
+
+In: the name in `optimizer.precision`. Out: a context for the forward pass and a gradient scaler.
+Losses and the scale head are float32 whatever is chosen.
+"""
+
+import logging
+
+import torch
+
+from geopose.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "amp")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_ON_CPU = {
+    "tf32": "tf32 is a format of GPUs: on this CPU it is fp32",
+    "fp16": "fp16 on a CPU is converted at every operation: slow; fp32 or bf16 trains faster here",
+}
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """What `amp` means on a device; other names stay as they are.
+
+    On a GPU bf16 where it has it, else fp16; on a CPU bf16 where the processor computes in it
+    (elsewhere it is emulated and slow), else fp32.
+
+    Raises:
+        InputError: bf16 on a GPU that does not have it.
+    """
+    if name == "amp":
+        if device.type == "cuda":
+            return "bf16" if _has_bf16() else "fp16"
+        features = torch.cpu.get_capabilities()
+        return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "fp32"
+    if name == "bf16" and device.type == "cuda" and not _has_bf16():
+        raise InputError("optimizer.precision=bf16: this GPU does not compute in it; use fp16")
+    return name
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class Precision:
+    """The number format of a run.
+
+    Args:
+        name: one of PRECISIONS.
+        device: where the network runs.
+
+    Attributes:
+        name: what was chosen, with `amp` resolved.
+        scaler: keeps fp16 gradients within range; passes everything through for other formats.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = resolve_precision(name, device)
+        self._device_type = device.type
+        self._dtype = _AUTOCAST.get(self.name)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        if device.type == "cuda":
+            # Said for both, because torch's own default lets convolutions use tf32 in "fp32".
+            matmul = "tf32" if self.name == "tf32" else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = matmul
+            torch.backends.cudnn.conv.fp32_precision = matmul  # type: ignore[attr-defined]
+        elif self.name in _ON_CPU:
+            logger.info("optimizer.precision=%s: %s", name, _ON_CPU[self.name])
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs."""
+        return torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None)
+
+    @property
+    def can_still_lower_scale(self) -> bool:
+        """True while a gradient that overflows is fp16's scaler at work and no fault."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0

@@ -1,0 +1,91 @@
+"""Training runs in forked processes that can be killed at a chosen point, quickly enough for tests.
+
+A fork has the libraries loaded already, so a run of seconds is not preceded by seconds of imports.
+"""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from geopose.cli import run_command
+from geopose.training.fit import fit
+from tests.training_run import composed
+
+
+def kill_at_call(owner: Any, name: str, number: int, signal_number: int) -> None:
+    """Replaces a method or function by one that sends this process a signal at its n-th call.
+
+    The signal comes before the call does anything.
+    """
+    original, calls = getattr(owner, name), [0]
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), signal_number)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapper)
+
+
+def run_forked(
+    arguments: Sequence[str],
+    prepare: Callable[[int], None] = lambda rank: None,
+    processes: int = 1,
+    log: Path | None = None,
+) -> list[int]:
+    """Trains as `train.py ARGUMENTS` would; returns every process's exit code (-n: signal n).
+
+    Args:
+        arguments: of train.py.
+        prepare: called in each process with its rank, to set a trap.
+        processes: how many train together.
+        log: gets standard error of all.
+    """
+    port = _free_port()
+    children = []
+    for rank in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            _child(arguments, prepare, rank, processes, port, log)
+        children.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+
+def _child(
+    arguments: Sequence[str],
+    prepare: Callable[[int], None],
+    rank: int,
+    processes: int,
+    port: int,
+    log: Path | None,
+) -> None:
+    code = 1
+    try:
+        if log is not None:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        if processes > 1:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        prepare(rank)
+        code = run_command(lambda _: _discard(fit(composed(*arguments), list(arguments))))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _discard(result: object) -> None:
+    del result
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
