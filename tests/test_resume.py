@@ -41,12 +41,13 @@ MEMORY = (
 TIMED = ("images_per_s", "data_wait_s", "data_wait_share")
 FOLDER = "checkpoints_mean_r2"
 Trap = Callable[[], None]
+# An epoch is 8 training batches, then one of validation and one more with the average.
 KILLS: dict[str, tuple[Any, str, int]] = {
     "first step": (GeoposeRunner, "handle_batch", 1),
     "in the middle of an accumulation": (GeoposeRunner, "handle_batch", 4),
-    "second epoch": (GeoposeRunner, "handle_batch", 8 + 4 + 4 + 3),
-    "in validation": (ScoreCallback, "on_batch_end", 8 + 2),
-    "in validation of the average": (ScoreCallback, "on_batch_end", 8 + 4 + 2),
+    "second epoch": (GeoposeRunner, "handle_batch", 10 + 3),
+    "in validation": (ScoreCallback, "on_batch_end", 9),
+    "in validation of the average": (ScoreCallback, "on_batch_end", 10),
     "between best and last checkpoint": (resume, "_write_last", 5),
     "in the middle of a save": (files, "_to_disk", 9),
     "before the table is written": (MetricsFileCallback, "on_epoch_end", 2),
