@@ -46,34 +46,40 @@ def run_forked(
         processes: how many train together.
         log: gets standard error of all.
     """
-    port = _free_port()
-    children = []
+
+    def work(rank: int) -> int:
+        if log is not None:
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        prepare(rank)
+        return run_command(lambda _: _discard(fit(composed(*arguments), list(arguments))))
+
+    return fork(work, processes)
+
+
+def fork(work: Callable[[int], int | None], processes: int = 1) -> list[int]:
+    """Does work(rank) in as many processes as named, with a launcher's variables if several.
+
+    Returns:
+        What it returned (None is 0), 1 after an exception, -n after signal n.
+    """
+    port, children = _free_port(), []
     for rank in range(processes):
         pid = os.fork()
         if pid == 0:
-            _child(arguments, prepare, rank, processes, port, log)
+            if processes > 1:
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                os.environ |= {"WORLD_SIZE": str(processes), "RANK": str(rank)}
+                os.environ["LOCAL_RANK"] = str(rank)
+            _finish(work, rank)
         children.append(pid)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 
 
-def _child(
-    arguments: Sequence[str],
-    prepare: Callable[[int], None],
-    rank: int,
-    processes: int,
-    port: int,
-    log: Path | None,
-) -> None:
+def _finish(work: Callable[[int], int | None], rank: int) -> None:
     code = 1
     try:
-        if log is not None:
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        if processes > 1:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        prepare(rank)
-        code = run_command(lambda _: _discard(fit(composed(*arguments), list(arguments))))
+        code = work(rank) or 0
     except BaseException:
         traceback.print_exc()
     finally:

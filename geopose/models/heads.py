@@ -278,7 +278,11 @@ class DenseOrientationHead(nn.Module):
         direction = self.direction(x).mean(dim=(2, 3))
         if not self.predicts_scale:
             return Orientation(direction)
-        return Orientation(direction, F.softplus(self.scale(x).float().mean(dim=(2, 3))))
+        # Its 1x1 convolution, written so that it is computed in float32 under autocast as well; the
+        # mean over the map may come first, because it is linear.
+        pooled = x.float().mean(dim=(2, 3))[:, None]
+        scale = (pooled * self.scale.weight.flatten(1)).sum(dim=2) + self.scale.bias
+        return Orientation(direction, F.softplus(scale))
 
 
 class BasicOrientationScaleHead(DenseOrientationHead):

@@ -53,7 +53,6 @@ _LIMITS = {
     "train.loaders.valid.batch_size": _COUNT,
     "optimizer.lr": _POSITIVE,
     "optimizer.weight_decay": _Limit(),
-    "optimizer.encoder_lr_factor": _Limit(),
     "optimizer.accumulation": _COUNT,
     "optimizer.clip_grad_norm": _Limit(above=True, optional=True),
     "runner.top_k": _COUNT,

@@ -18,15 +18,20 @@ def parameter_groups(model: nn.Module, cfg: Mapping[str, Any], lr: float) -> lis
     """Parameters in groups of equal rate and decay.
 
     Args:
-        model: its sub-module `encoder` gets `encoder_lr_factor` times the rate.
-        cfg: the optimizer block: weight_decay, weight_decay_on_bias, encoder_lr_factor.
-        lr: the rate of everything else.
+        model: parameters without gradient are left out.
+        cfg: the optimizer block: weight_decay, weight_decay_on_bias, layerwise.
+        lr: the rate of parameters that `layerwise` does not name.
+
+    Raises:
+        InputError: `layerwise` names what the model does not have, or its factor is no number >= 0.
     """
+    layerwise = cfg["layerwise"]
+    _check_layerwise(layerwise, [name for name, _ in model.named_parameters()])
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        factor = cfg["encoder_lr_factor"] if name.startswith("encoder.") else 1.0
+        factor = _factor(layerwise, name)
         decays = cfg["weight_decay_on_bias"] or parameter.ndim > 1
         key = (lr * factor, cfg["weight_decay"] if decays else 0.0)
         groups.setdefault(key, []).append(parameter)
@@ -34,6 +39,24 @@ def parameter_groups(model: nn.Module, cfg: Mapping[str, Any], lr: float) -> lis
         {"params": parameters, "lr": group_lr, "weight_decay": decay}
         for (group_lr, decay), parameters in groups.items()
     ]
+
+
+def _is_in(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}.")
+
+
+def _factor(layerwise: Mapping[str, float], name: str) -> float:
+    """That of the innermost named layer around a parameter; 1 where there is none."""
+    layers = [layer for layer in layerwise if _is_in(name, layer)]
+    return layerwise[max(layers, key=len)] if layers else 1.0
+
+
+def _check_layerwise(layerwise: Mapping[str, Any], names: list[str]) -> None:
+    for layer, factor in layerwise.items():
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 0:
+            raise InputError(f"optimizer.layerwise.{layer}={factor}: must be a number from 0")
+        if not any(_is_in(name, layer) for name in names):
+            raise InputError(f"optimizer.layerwise: this model has no layer {layer}")
 
 
 def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], processes: int) -> Optimizer:
