@@ -25,7 +25,7 @@ from geopose.distributed import (
     together,
     world_size,
 )
-from geopose.errors import InputError, RunError
+from geopose.errors import GeoposeError, InputError, RunError
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order
 from geopose.training.budget import TimeBudget
@@ -47,7 +47,7 @@ from geopose.training.resources import choose_resources
 from geopose.training.resume import STATE
 from geopose.training.run_files import rewind
 from geopose.training.runner import GeoposeRunner, RunParts, build_engine
-from geopose.training.start import LAUNCH_FILE, Start, choose_start, launch_name
+from geopose.training.start import LAUNCH_FILE, Start, abandon, choose_start, launch_name
 from geopose.training.steps import (
     BackwardCallback,
     LossCallback,
@@ -216,14 +216,15 @@ def _make_run_directory(start: Start) -> None:
     """Makes it on rank 0, with the whole config in it; a resumed one goes back to its checkpoint.
 
     Raises:
-        InputError: it cannot be made, or another run has made it in the meantime.
+        InputError: it cannot be made.
     """
     if not is_main():
         return
     run_dir = start.run_dir
     try:
-        run_dir.mkdir(parents=True, exist_ok=bool(start.cfg["experiment"] or run_dir.exists()))
-        rewind(run_dir, start.payload[STATE]["files"] if start.payload else {})
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if (run_dir / LAUNCH_FILE).is_file():  # ours: what is there may be cut back
+            rewind(run_dir, start.payload[STATE]["files"] if start.payload else {})
         (run_dir / LAUNCH_FILE).write_text(launch_name(), encoding="utf-8")
         with atomic_path(run_dir / "config.yaml") as temporary:
             OmegaConf.save(OmegaConf.create(start.cfg), temporary)
@@ -257,8 +258,7 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
         if _is_finished(start):
             logger.info("%s: finished already; nothing to do", start.run_dir)
         else:
-            parts = together(lambda: _assemble(start, device))
-            together(lambda: _make_run_directory(start))
+            parts = _prepare(start, device)
             _announce(start, parts, device)
             _run(parts, signals)
             _report(start.cfg, parts)
@@ -266,6 +266,17 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
     # this process before it has said what was wrong.
     shutdown()
     return start.run_dir
+
+
+def _prepare(start: Start, device: torch.device) -> RunParts:
+    try:
+        parts = together(lambda: _assemble(start, device))
+    except GeoposeError:
+        if is_main() and not start.cfg["experiment"] and start.payload is None:
+            abandon(start.run_dir)
+        raise
+    together(lambda: _make_run_directory(start))
+    return parts
 
 
 def _checked(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,19 @@ In: the composed config and what the user has set explicitly. Out: the run direc
 that counts, and the `last.pth` to go on from, the same on every rank.
 """
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from geopose.checkpoints.fetch import resolve_checkpoint
 from geopose.checkpoints.files import load_checkpoint
 from geopose.distributed import broadcast_object, is_main, together, world_size
 from geopose.errors import InputError
@@ -59,12 +60,13 @@ def choose_start(cfg: dict[str, Any], overrides: Sequence[str] | None) -> Start:
     Raises:
         InputError: a run is there that differs or must not be resumed, or there is none.
     """
-    run_dir = Path(broadcast_object(str(_run_dir(cfg))))
+    named = together(lambda: str(_run_dir(cfg)) if is_main() else "")
+    run_dir = Path(broadcast_object(named))
     return together(lambda: _start_in(run_dir, cfg, overrides))
 
 
 def _run_dir(cfg: Mapping[str, Any]) -> Path:
-    """Where this command writes; rank 0's answer counts."""
+    """Where this command writes. A new directory is made at once, so that no other run takes it."""
     if cfg["experiment"]:
         return Path(cfg["experiment"])
     if cfg["resume"] and cfg["checkpoint"]:
@@ -74,11 +76,23 @@ def _run_dir(cfg: Mapping[str, Any]) -> Path:
         return earlier
     stamp = time.strftime("%y%m%d_%H_%M")
     base = Path("runs") / f"{stamp}_{cfg['model']['slug']}_fold{cfg['dataset']['fold']}"
-    path, taken = base, 1
-    while path.exists():  # two runs may start in the same minute
-        taken += 1
-        path = base.with_name(f"{base.name}_{taken}")
-    return path
+    for number in count(1):  # several runs may start in the same minute
+        path = base if number == 1 else base.with_name(f"{base.name}_{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"{path}: cannot be made ({error}); give experiment=DIR") from error
+        return path
+    raise AssertionError("count has no end")
+
+
+def abandon(run_dir: Path) -> None:
+    """Removes a run directory that was made and not used, and `runs` if there is no other."""
+    with contextlib.suppress(OSError):  # not empty: it has been used
+        run_dir.rmdir()
+        run_dir.parent.rmdir()
 
 
 def launch_name() -> str:
@@ -101,7 +115,7 @@ def _start_in(run_dir: Path, cfg: dict[str, Any], overrides: Sequence[str] | Non
     if cfg["resume"] and not (cfg["checkpoint"] or cfg["experiment"]):
         raise InputError("resume=true: say which run, with experiment=DIR or checkpoint=FILE")
     if cfg["resume"] and cfg["checkpoint"]:
-        given = resolve_checkpoint(str(cfg["checkpoint"]))
+        given = Path(cfg["checkpoint"])
         if given.absolute().parent.parent != run_dir.absolute():
             raise InputError(
                 f"{given}: resume=true goes on in the checkpoint's own run directory; leave "
@@ -109,6 +123,8 @@ def _start_in(run_dir: Path, cfg: dict[str, Any], overrides: Sequence[str] | Non
             )
         here = [given]
     if not here:
+        if any(run_dir.glob("checkpoints_*/*.pth")) and not (run_dir / LAUNCH_FILE).is_file():
+            raise InputError(f"{run_dir}: already holds checkpoints; give another experiment=DIR")
         return Start(run_dir, cfg)
     if cfg["resume"] is False:
         raise InputError(f"{run_dir}: already holds a run; give another experiment=DIR")
