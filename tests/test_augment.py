@@ -294,6 +294,19 @@ def test_haze_whitens_unevenly_and_hides_contrast() -> None:
     assert np.abs(np.diff(black, axis=0)).max() <= 3
 
 
+def test_sensor_noise_has_the_deviation_asked_for_and_no_bias() -> None:
+    for level in (40, 200):
+        noise = photometric.SensorNoise(electronic=(3, 3), light=(8, 8), p=1)
+        image = np.full((256, 256, 3), level, np.uint8)
+        noise.set_random_seed(4)
+        change = noise(image=image)["image"].astype(float) - level
+        assert change.std() == pytest.approx(math.sqrt(9 + 64 * level / 255), rel=0.02)
+        assert abs(change.mean()) < 0.1
+        pixels = change.reshape(-1, 3)
+        assert np.abs(np.corrcoef(pixels.T) - np.eye(3)).max() < 0.02
+        assert abs(np.corrcoef(pixels[:-1, 0], pixels[1:, 0])[0, 1]) < 0.02
+
+
 def test_inputs_are_not_written_to() -> None:
     sample = _scene(1.0, (80, 80))
     sample.image.setflags(write=False)

@@ -4,6 +4,7 @@ Each level adds to the one before. Nothing here may shift what is seen, because 
 where they are: blurs are symmetric and shrinking keeps pixel centres.
 """
 
+from statistics import NormalDist
 from typing import Any
 
 import albumentations as A
@@ -11,7 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_HAZE_COLOUR = np.array([225, 230, 235], dtype=np.float32)
+_HAZE_COLOUR = (225, 230, 235)
+_STEPS = 64  # of a grey value, in which noise is computed with 16-bit integers
+_SHARES = (np.arange(256) + 0.5) / 256
+# What a standard normal variable falls below in each of 256 equal shares of its draws.
+_NORMAL = np.array([NormalDist().inv_cdf(share) for share in _SHARES])
 
 
 class Haze(A.ImageOnlyTransform):
@@ -40,8 +45,54 @@ class Haze(A.ImageOnlyTransform):
         """Blends the haze's colour in; H x W x 3 uint8 RGB."""
         size = (img.shape[1], img.shape[0])
         share = cv2.resize(field.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-        hazy = img + np.asarray(share)[..., None] * (_HAZE_COLOUR - img)
-        return np.clip(np.rint(hazy), 0, 255).astype(np.uint8)
+        haze = np.full_like(img, _HAZE_COLOUR)
+        return np.asarray(cv2.blendLinear(img, haze, 1 - np.asarray(share), share), dtype=np.uint8)
+
+
+class SensorNoise(A.ImageOnlyTransform):
+    """Noise of a camera's electronics and of the light itself, independent in every pixel.
+
+    The deviation in grey values is that of the electronics at black and grows with the root of the
+    brightness to that of the light at white. The normal distribution is drawn in 256 steps, from
+    one random byte a value: albumentations' ISONoise takes ten times as long for a crop of 768 px.
+
+    Args:
+        electronic: range of the deviation at every brightness.
+        light: range of the further deviation at white; both add as squares.
+        p: probability.
+    """
+
+    def __init__(
+        self,
+        electronic: tuple[float, float] = (0.0, 10.0),
+        light: tuple[float, float] = (0.0, 10.0),
+        p: float = 0.5,
+    ) -> None:
+        super().__init__(p=p)
+        self.electronic = electronic
+        self.light = light
+
+    def get_params(self) -> dict[str, Any]:
+        """Draws both deviations, and a seed for the noise."""
+        draw = self.random_generator
+        return {
+            "electronic": draw.uniform(*self.electronic),
+            "light": draw.uniform(*self.light),
+            "seed": int(draw.integers(2**32)),
+        }
+
+    def apply(
+        self, img: NDArray[np.uint8], electronic: float, light: float, seed: int, **params: Any
+    ) -> NDArray[np.uint8]:
+        """Adds the noise; H x W x 3 uint8 RGB."""
+        draws = np.frombuffer(np.random.default_rng(seed).bytes(img.size), np.uint8)
+        normal = np.rint(_NORMAL * _STEPS).astype(np.int16)
+        noise = cv2.LUT(draws.reshape(img.shape), normal)
+        brightness = np.arange(256) / 255
+        deviation = np.sqrt(electronic**2 + light**2 * brightness)
+        deviation = cv2.LUT(img, np.rint(deviation * _STEPS).astype(np.int16))
+        noise = cv2.multiply(noise, deviation, scale=1 / _STEPS**2)
+        return np.asarray(cv2.add(img, noise, dtype=cv2.CV_8U), dtype=np.uint8)
 
 
 class LostResolution(A.ImageOnlyTransform):
@@ -95,8 +146,8 @@ def light() -> list[A.BasicTransform]:
         ),
         A.OneOf(
             [
-                A.GaussNoise(std_range=(0.01, 0.04), noise_scale_factor=0.5),
-                A.ISONoise(color_shift=(0.01, 0.03), intensity=(0.1, 0.3)),
+                SensorNoise(electronic=(2.5, 10), light=(0, 0)),
+                SensorNoise(electronic=(0, 2.5), light=(4, 15)),
             ],
             p=0.2,
         ),

@@ -68,8 +68,10 @@ def normalize_image(rgb: NDArray[np.uint8], channel_order: str) -> Tensor:
     for plane, source, (mean, std) in zip(
         planes, CHANNEL_ORDERS[channel_order], statistics, strict=True
     ):
-        np.subtract(rgb[..., source], np.float32(255 * mean), out=plane)
-        plane *= np.float32(1 / (255 * std))
+        # A table of the 256 results takes a third of the time of computing every pixel.
+        table = np.arange(256, dtype=np.float32) - np.float32(255 * mean)
+        table *= np.float32(1 / (255 * std))
+        cv2.LUT(cv2.extractChannel(rgb, source), table, dst=plane)
     return torch.from_numpy(planes)
 
 
