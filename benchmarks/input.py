@@ -13,6 +13,7 @@ import argparse
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,12 +22,15 @@ import cv2
 import numpy as np
 import torch
 
-from geopose import keys
-from geopose.augment.build import LEVELS, build_augmentation
-from geopose.data.convert import convert_directory
-from geopose.data.dataset import GeoposeDataset
-from geopose.data.layout import read_split
-from geopose.data.sample_city.writer import write_dataset
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from geopose import keys  # noqa: E402
+from geopose.augment.build import LEVELS, build_augmentation  # noqa: E402
+from geopose.data.convert import convert_directory  # noqa: E402
+from geopose.data.dataset import GeoposeDataset  # noqa: E402
+from geopose.data.layout import read_split  # noqa: E402
+from geopose.data.sample_city.writer import write_dataset  # noqa: E402
 
 
 def make_directories(root: Path, data_dir: Path | None, size: int) -> dict[str, Path]:
