@@ -30,3 +30,7 @@ class Stopped(GeoposeError):
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[str, int]]:
         return Stopped, (str(self), self.signal_number)
+
+
+class StorageError(RunError):
+    """Values that the challenge's files cannot hold: it concerns one image and none but that."""

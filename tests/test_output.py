@@ -2,19 +2,22 @@
 
 import gzip
 import math
+import subprocess
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from geopose.cli import run_command
-from geopose.data.io import read_rgb, read_vflow
-from geopose.errors import RunError
+from geopose.data.io import read_agl_cm, read_rgb, read_vflow, write_agl_cm
+from geopose.errors import RunError, StorageError
 from geopose.output import compare
 from geopose.output.archive import write_archive
 from geopose.output.preview import Pose, PreviewRow, draw_preview, save_visualization
-from geopose.output.writer import write_prediction
+from geopose.output.stamp import FileStamp
+from geopose.output.writer import check_misfits, to_centimetres, write_prediction
 from tests.tiny_run import SIZES, write_split
 
 
@@ -22,46 +25,99 @@ def make_files(folder, names=("b_AGL.tif", "a_VFLOW.json")):
     folder.mkdir(exist_ok=True)
     for name in names:
         (folder / name).write_bytes(name.encode() * 1000)
-    return list(names)
+    return {name: FileStamp.of_file(folder / name) for name in names}
 
 
 def test_archive_bytes_depend_on_names_and_content_only(tmp_path):
-    names = make_files(tmp_path / "one")
+    stamps = make_files(tmp_path / "one")
     make_files(tmp_path / "two")
     (tmp_path / "two/a_VFLOW.json").chmod(0o600)
-    write_archive(tmp_path / "1.tar.gz", tmp_path / "one", names)
-    write_archive(tmp_path / "other_name.tar.gz", tmp_path / "two", names[::-1])
+    write_archive(tmp_path / "1.tar.gz", tmp_path / "one", stamps)
+    reverse = dict(reversed(stamps.items()))
+    write_archive(tmp_path / "other_name.tar.gz", tmp_path / "two", reverse)
     first = (tmp_path / "1.tar.gz").read_bytes()
     assert first == (tmp_path / "other_name.tar.gz").read_bytes()
     with tarfile.open(tmp_path / "1.tar.gz") as archive:
-        assert archive.getnames() == sorted(names)
+        assert archive.getnames() == sorted(stamps)
         assert {member.mode for member in archive} == {0o644}
+
+
+def test_archive_is_an_ordinary_one_for_others_programs(tmp_path):
+    """Names and sizes of all kinds, unpacked by the system's tar."""
+    names = [f"{'long' * 40}_AGL.tif", "empty_AGL.tif", "Zürich_AGL.tif", "b_VFLOW.json"]
+    make_files(tmp_path / "files", names)
+    (tmp_path / "files/empty_AGL.tif").write_bytes(b"")
+    stamps = {name: FileStamp.of_file(tmp_path / "files" / name) for name in names}
+    write_archive(tmp_path / "a.tar.gz", tmp_path / "files", stamps)
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "xzf", tmp_path / "a.tar.gz", "-C", tmp_path / "out"], check=True)
+    unpacked = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert unpacked == {path.name: path.read_bytes() for path in (tmp_path / "files").iterdir()}
 
 
 @pytest.mark.parametrize("names", [["b_AGL.tif", "c_AGL.tif"], []])
 def test_archive_with_something_missing_is_not_written(tmp_path, names):
-    make_files(tmp_path / "files")
+    stamps = make_files(tmp_path / "files")
+    wanted = {name: stamps["b_AGL.tif"] for name in names}
     with pytest.raises(RunError, match="not written"):
-        write_archive(tmp_path / "a.tar.gz", tmp_path / "files", names)
+        write_archive(tmp_path / "a.tar.gz", tmp_path / "files", wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
 
 
-def test_archive_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch):
-    names = make_files(tmp_path / "files")
-    write = gzip.GzipFile.write
-    monkeypatch.setattr(gzip.GzipFile, "write", lambda s, d: write(s, bytes(d).replace(b"a", b"b")))
+def test_archive_of_a_file_that_has_changed_is_not_written(tmp_path):
+    stamps = make_files(tmp_path / "files")
+    (tmp_path / "files/b_AGL.tif").write_bytes(b"B_AGL.tif" * 1000)
+    with pytest.raises(RunError, match=r"b_AGL\.tif: changed"):
+        write_archive(tmp_path / "a.tar.gz", tmp_path / "files", stamps)
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+@pytest.mark.parametrize("where", [30, 200, -30])
+def test_archive_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch, where):
+    """The disk returns another byte than was written."""
+    stamps = make_files(tmp_path / "files")
+    compress = gzip.compress
+
+    def spoilt(*arguments, **options):
+        block = bytearray(compress(*arguments, **options))
+        block[where] ^= 1
+        return bytes(block)
+
+    monkeypatch.setattr(gzip, "compress", spoilt)
     with pytest.raises(RunError, match=r"a\.tar\.gz"):
-        write_archive(tmp_path / "a.tar.gz", tmp_path / "files", names)
+        write_archive(tmp_path / "a.tar.gz", tmp_path / "files", stamps)
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.006, 655.346, 700.0])
+def test_heights_that_do_not_fit_are_counted_and_located(value):
+    agl_m = torch.full((2, 1, 5, 7), 1.234)
+    agl_m[1, 0, 3, 2] = agl_m[1, 0, 4, 6] = value
+    stored = to_centimetres(agl_m)
+    check_misfits(stored.misfits[0], 7, "first")
+    with pytest.raises(StorageError, match=r"^second: 2 heights .* row 3, column 2 "):
+        check_misfits(stored.misfits[1], 7, "second")
+    assert stored.agl_cm[0].unique().tolist() == [123]
+
+
+def test_heights_are_rounded_as_files_of_metres_are(tmp_path):
+    """On the device or on the way to the file: the same numbers, up to both ends of the range."""
+    generator = torch.Generator().manual_seed(0)
+    agl_m = torch.rand((1, 1, 40, 50), generator=generator) * 655.34
+    agl_m[0, 0, 0, :6] = torch.tensor([0.0, -0.004, 655.34, 655.344, 0.005, 0.015])
+    write_agl_cm(tmp_path / "X_AGL.tif", agl_m[0, 0].numpy())
+    stored = to_centimetres(agl_m)
+    assert not stored.misfits[0, 0]
+    np.testing.assert_array_equal(stored.agl_cm[0], read_agl_cm(tmp_path / "X_AGL.tif"))
 
 
 @pytest.mark.parametrize(("scale", "angle"), [(math.nan, 1.0), (-1.0, 1.0), (1.0, math.inf)])
 def test_a_prediction_is_written_whole_or_not_at_all(tmp_path, scale, angle):
-    agl_m = np.ones((4, 5), np.float32)
-    write_prediction(tmp_path, "X_1_RGB.j2k", agl_m, 1.5, -math.pi / 2)
+    agl_cm = np.ones((4, 5), np.uint16)
+    write_prediction(tmp_path, "X_1_RGB.j2k", agl_cm, 1.5, -math.pi / 2)
     assert read_vflow(tmp_path / "X_1_VFLOW.json") == pytest.approx((1.5, 1.5 * math.pi))
     with pytest.raises(RunError, match="X_1_VFLOW"):
-        write_prediction(tmp_path, "X_1_RGB.j2k", agl_m, scale, angle)
+        write_prediction(tmp_path, "X_1_RGB.j2k", agl_cm, scale, angle)
     assert list(tmp_path.iterdir()) == []  # an earlier run's files would pass for this one's
 
 
@@ -120,7 +176,7 @@ def scenes(tmp_path):
     data = write_split(tmp_path / "data", SIZES[:1])
     for name in ("truth", "predictions"):
         (tmp_path / name).mkdir()
-        write_prediction(tmp_path / name, "ABC_000_RGB.j2k", np.ones(SIZES[0]), 1.0, 1.0)
+        write_prediction(tmp_path / name, "ABC_000_RGB.j2k", np.ones(SIZES[0], np.uint16), 1.0, 1.0)
     folders = ("--predictions", str(tmp_path / "predictions"), "--truth", str(tmp_path / "truth"))
     return ["--data-dir", str(data), *folders]
 
@@ -143,7 +199,7 @@ def test_comparison_names_heights_of_another_size(tmp_path, capsys, scenes, fold
     out = tmp_path / "new" / "p.png"
     assert run_command(compare.main, [*scenes, "--out", str(out)]) == 0
     out.unlink()
-    write_prediction(tmp_path / folder, "ABC_000_RGB.j2k", np.ones((9, 7)), 1.0, 1.0)
+    write_prediction(tmp_path / folder, "ABC_000_RGB.j2k", np.ones((9, 7), np.uint16), 1.0, 1.0)
     assert run_command(compare.main, [*scenes, "--out", str(out)]) == 2
     assert str(Path(folder) / "ABC_000_AGL.tif: 7 x 9 pixels") in capsys.readouterr().err
     assert not out.exists()

@@ -68,6 +68,7 @@ def test_output_is_what_the_challenge_wants(setup, tmp_path):
         flow = json.loads((tmp_path / f"out/submission/{name}_VFLOW.json").read_text())
         assert set(flow) == {"scale", "angle"}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
         "submission",
         "submission_compressed.tar.gz",
     ]
@@ -354,7 +355,7 @@ def test_too_little_memory_says_what_to_lower(setup, tmp_path, capsys, monkeypat
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
-    monkeypatch.setattr("geopose.inference.run._predict", full)
+    monkeypatch.setattr("geopose.inference.run.build_ensemble", lambda *_: full)
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
     assert run(config, setup / "data") == 1
     assert "inference.batch_size=1" in capsys.readouterr().err.splitlines()[-1]

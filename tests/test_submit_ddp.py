@@ -103,14 +103,11 @@ import torch
 from geopose.cli import run_command
 from geopose.inference import command, run
 
-predict = run._predict
+def full(*_):
+    raise torch.OutOfMemoryError("no memory")
 
-def full(*arguments):
-    if os.environ.get("RANK") == "1":
-        raise torch.OutOfMemoryError("no memory")
-    return predict(*arguments)
-
-run._predict = full
+if os.environ.get("RANK") == "1":
+    run.build_ensemble = lambda *_: full
 
 if __name__ == "__main__":
     sys.exit(run_command(command.submit_ddp))
@@ -131,9 +128,11 @@ def test_too_little_memory_in_another_process_is_said(setup, tmp_path, way):
         done = run_script(*launcher, script, *arguments, *more)
 
     assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: out of memory")]
+    said = [line for line in done.stderr.splitlines() if "out of memory" in line]
     assert len(said) == 1, done.stderr
+    assert said[0].startswith("error: process 1 stopped: out of memory on cpu")
     assert "inference.batch_size=1" in said[0]
+    assert "1 of 5 images are missing" in said[0]
     assert "terminate called" not in done.stderr
     assert not (tmp_path / "out/submission_compressed.tar.gz").exists()
 

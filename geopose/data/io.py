@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -23,7 +24,7 @@ from PIL import Image
 
 from geopose.data import jpeg2000
 from geopose.data.raw import RAW_MAGIC, RawFile, open_raw, raw_kind
-from geopose.errors import InputError, RunError
+from geopose.errors import InputError, RunError, StorageError
 from geopose.geometry import wrap_angle
 
 NODATA_CM = 65535
@@ -377,8 +378,29 @@ def read_agl_cm(path: Path | str) -> NDArray[np.uint16]:
     return np.asarray(array, dtype=np.uint16)
 
 
+def fits_cm(agl_m: Any) -> Any:
+    """Where heights in metres fit uint16 centimetres: False for NaN and beyond 0..655.34.
+
+    Takes and returns NumPy arrays or tensors, so that a GPU decides by the same rule.
+    """
+    return (agl_m >= -_ROUNDING_M) & (agl_m <= MAX_AGL_M + _ROUNDING_M)
+
+
+def round_cm(agl_m: Any) -> Any:
+    """Whole centimetres of heights in metres, double precision, for which `fits_cm` holds."""
+    return (agl_m * CM_PER_M).round().clip(0, NODATA_CM - 1)
+
+
+def misfit_message(count: int, height_m: float, row: int, column: int) -> str:
+    """What to say about heights for which `fits_cm` does not hold, the first of them described."""
+    return (
+        f"{count} heights cannot be stored in cm, the first is {height_m} m at row {row}, "
+        f"column {column} (0..{MAX_AGL_M} m can)"
+    )
+
+
 def write_agl_cm(path: Path | str, agl_m: NDArray[np.floating], allow_nodata: bool = False) -> None:
-    """Writes a height map as one-page uint16 TIFF in centimetres, Adobe deflate.
+    """Writes a height map in metres as one-page uint16 TIFF in centimetres, Adobe deflate.
 
     Args:
         path: the .tif file.
@@ -386,23 +408,27 @@ def write_agl_cm(path: Path | str, agl_m: NDArray[np.floating], allow_nodata: bo
         allow_nodata: write NaN as 65535; otherwise NaN is refused.
 
     Raises:
-        RunError: a height that uint16 centimetres cannot hold. The file is not written then.
+        StorageError: a height that uint16 centimetres cannot hold. The file is not written then.
     """
     if agl_m.ndim != 2 or agl_m.size == 0:
         raise RunError(f"{path}: a height map of shape {agl_m.shape} cannot be written")
-    unknown = np.isnan(agl_m)
-    bad = (agl_m < -_ROUNDING_M) | (agl_m > MAX_AGL_M + _ROUNDING_M) | np.isinf(agl_m)
-    if not allow_nodata:
-        bad |= unknown
+    unknown = np.isnan(agl_m) & allow_nodata
+    bad = ~(fits_cm(agl_m) | unknown)
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        raise RunError(
-            f"{path}: {int(bad.sum())} heights cannot be stored in cm, the first is "
-            f"{agl_m[row, column]} m at row {row}, column {column} (0..{MAX_AGL_M} m can)"
-        )
-    known_m = np.where(unknown, 0.0, agl_m.astype(np.float64))
-    agl_cm = np.clip(np.rint(known_m * CM_PER_M), 0, NODATA_CM - 1).astype(np.uint16)
+        height_m = agl_m[row, column]
+        raise StorageError(f"{path}: {misfit_message(int(bad.sum()), height_m, row, column)}")
+    agl_cm = round_cm(np.where(unknown, 0.0, agl_m.astype(np.float64))).astype(np.uint16)
     agl_cm[unknown] = NODATA_CM
+    write_cm(path, agl_cm)
+
+
+def write_cm(path: Path | str, agl_cm: NDArray[np.uint16]) -> None:
+    """Writes a height map as it is stored: H x W uint16 centimetres, one-page TIFF, Adobe deflate.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     with atomic_path(path) as partial:
         tifffile.imwrite(
             partial,
@@ -473,11 +499,13 @@ def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> No
     """Writes scale (given in pixels per metre) and angle (radians) as px per cm and radians.
 
     Raises:
-        RunError: not finite, or a negative scale.
+        StorageError: not finite, or a negative scale.
     """
     scale_px_per_m, angle_rad = float(scale_px_per_m), float(angle_rad)
     if not (math.isfinite(scale_px_per_m) and math.isfinite(angle_rad)) or scale_px_per_m < 0:
-        raise RunError(f"{path}: scale {scale_px_per_m} px/m, angle {angle_rad} cannot be written")
+        raise StorageError(
+            f"{path}: scale {scale_px_per_m} px/m, angle {angle_rad} cannot be written"
+        )
     content = {"scale": scale_px_per_m / CM_PER_M, "angle": wrap_angle(angle_rad)}
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(content))

@@ -1,38 +1,30 @@
 """The commands submit.py and submit_ddp.py: arguments in, one run for each config.
 
-Both do the same; submit_ddp.py starts the processes itself unless a launcher did. The processes
-meet at a port that the system chooses, and each gets its share of the cores.
+Both do the same; submit_ddp.py starts the processes itself unless a launcher did.
 """
 
 import logging
-import os
-import signal
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
-from multiprocessing.queues import SimpleQueue
-from pathlib import Path
-from threading import RLock
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from tqdm import tqdm
 
 from geopose import distributed
 from geopose.checkpoints.fetch import fetch_all
-from geopose.cli import ArgumentParser, setup_logging
-from geopose.cores import usable_cores
+from geopose.cli import ArgumentParser
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
-from geopose.errors import GeoposeError, InputError, RunError
+from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
-from geopose.inference.run import check_submission_dir, run_inference
+from geopose.inference.crew import Crew
+from geopose.inference.dry_run import dry_run
+from geopose.inference.folders import SubmissionFolder
+from geopose.inference.launch import launched_crew, spawned_crew, stop_on_signals
+from geopose.inference.run import RunOptions, run_inference
 
-_HOST = "127.0.0.1"
-_MEETING_TIME = timedelta(minutes=5)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,13 +32,12 @@ class _Job:
     """What every process of a run is told."""
 
     configs: list[InferenceConfig]
-    data_dir: Path
-    visualize: bool
+    options: RunOptions
 
     def check_folders(self) -> None:
         """Finds out whether every config's results can be written, before models are loaded."""
         for config in self.configs:
-            check_submission_dir(config, self.visualize)
+            SubmissionFolder(config.submission_dir).check(self.options.visualize)
 
     def fetch_models(self) -> None:
         """Downloads what is not here yet; of several processes one does, the others wait."""
@@ -58,16 +49,24 @@ class _Job:
         for entry in {entry for config in self.configs for entry in config.models}:
             load_entry(entry)
 
-    def run(self) -> None:
+    def run(self, crew: Crew) -> None:
         """Runs the configs in turn, on every process alike."""
+        for number, config in enumerate(self.configs):
+            run_inference(config, self.options, crew.part(f"run-{number}"))
+
+    def explain(self, processes: int) -> None:
+        """Says what `run` would do."""
         for config in self.configs:
-            run_inference(config, self.data_dir, self.visualize)
+            dry_run(config, self.options, processes)
 
 
 def submit(argv: Sequence[str] | None = None) -> None:
     """submit.py: the run in this process (or as one of a launcher's)."""
-    parser = _parser("Predict the test images and pack the submission.")
-    _run_here(_job(parser.parse_intermixed_args(argv)))
+    arguments = _parser("Predict the test images and pack the submission.").parse_intermixed_args(
+        argv
+    )
+    crew = launched_crew() if distributed.launched() else nullcontext(Crew.alone())
+    _start(_job(arguments), arguments.dry_run, crew, distributed.world_size())
 
 
 def submit_ddp(argv: Sequence[str] | None = None) -> None:
@@ -87,14 +86,13 @@ def submit_ddp(argv: Sequence[str] | None = None) -> None:
     if distributed.launched():
         if arguments.nproc is not None:
             raise InputError("--nproc: torchrun has started the processes already; leave it out")
-        _run_here(_job(arguments))
+        job, processes = _job(arguments), distributed.world_size()
+        _start(job, arguments.dry_run, launched_crew(), processes)
         return
     processes = _process_count(arguments.nproc)
     job = _job(arguments)
-    if processes == 1:
-        _run_here(job)
-    else:
-        _run_spawned(job, processes)
+    crew = nullcontext(Crew.alone()) if processes == 1 else spawned_crew(processes, job.run)
+    _start(job, arguments.dry_run, crew, processes)
 
 
 def _parser(description: str) -> ArgumentParser:
@@ -115,6 +113,17 @@ def _parser(description: str) -> ArgumentParser:
     parser.add_argument(
         "--visualize", action="store_true", help="also write a picture of every prediction"
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="start over: predict every image, also those that an earlier run has finished",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be done, with which models, how much memory and time it will take "
+        "(one image is predicted to find out), and write nothing",
+    )
     return parser
 
 
@@ -124,7 +133,7 @@ def _job(arguments: Namespace) -> _Job:
     configs = load_configs(files, overrides)
     data_dir = resolve_data_dir(arguments.data_dir)
     read_split(data_dir, "test")
-    job = _Job(configs, data_dir, arguments.visualize)
+    job = _Job(configs, RunOptions(data_dir, arguments.visualize, arguments.force))
     job.check_folders()
     job.fetch_models()
     if len(configs) > 1:
@@ -132,17 +141,20 @@ def _job(arguments: Namespace) -> _Job:
     return job
 
 
-def _run_here(job: _Job) -> None:
-    """Runs in this process; joins the launcher's group if there is one."""
-    distributed.init_from_env()
-    try:
-        job.run()
-    except GeoposeError as error:
+def _start(job: _Job, dry: bool, crew: AbstractContextManager[Crew], processes: int) -> None:
+    """Runs a job with a crew, or only explains it."""
+    if dry:
         if distributed.is_main():
+            job.explain(processes)
+        return
+    with stop_on_signals():
+        try:
+            with crew as members:
+                job.run(members)
+        except (KeyboardInterrupt, SystemExit):
+            if distributed.is_main():
+                _LOG.error("stopped; what is finished is kept, run again to go on")
             raise
-        raise SystemExit(error.exit_code) from error  # the first process says what it was
-    finally:
-        distributed.shutdown()
 
 
 def _process_count(wanted: int | None) -> int:
@@ -157,59 +169,3 @@ def _process_count(wanted: int | None) -> int:
             "CUDA_VISIBLE_DEVICES to nothing"
         )
     return wanted
-
-
-def _run_spawned(job: _Job, processes: int) -> None:
-    """Starts the processes, waits, and turns whatever happens to one of them into one error."""
-    job.check_models()  # quicker, and quieter, than all processes finding out
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # says it again
-    # This process keeps the meeting point, so its port cannot be lost to anybody else.
-    store = dist.TCPStore(_HOST, 0, None, True, _MEETING_TIME, wait_for_workers=False)
-    errors: SimpleQueue = mp.get_context("spawn").SimpleQueue()
-    context = mp.spawn(_child, (processes, store.port, errors, job), nprocs=processes, join=False)
-    try:
-        while not context.join():
-            pass
-    except mp.ProcessRaisedException as error:
-        _raise_killed(context)
-        last = str(error).strip().splitlines()[-1]
-        raise RunError(f"process {error.error_index} failed: {last}") from error
-    except mp.ProcessExitedException as error:
-        if not errors.empty():
-            kind, message = errors.get()
-            raise kind(message) from error
-        _raise_killed(context)
-        raise RunError(f"process {error.error_index} ended with code {error.exit_code}") from error
-
-
-def _raise_killed(context: mp.ProcessContext) -> None:
-    """A killed process is the cause, whatever its peers then complain about."""
-    for index, process in enumerate(context.processes):
-        code = process.exitcode or 0
-        if code < 0 and -code != signal.SIGTERM:  # the survivors are ended by SIGTERM
-            name = signal.Signals(-code).name
-            raise RunError(f"process {index} was killed by {name}; no archive written, run again")
-
-
-def _child(local_rank: int, processes: int, port: int, errors: SimpleQueue, job: _Job) -> None:
-    """One of the spawned processes, set up as torchrun would do it."""
-    os.environ.update(
-        RANK=str(local_rank),
-        LOCAL_RANK=str(local_rank),
-        WORLD_SIZE=str(processes),
-        MASTER_ADDR=_HOST,
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",  # the parent process serves the port
-        TORCHELASTIC_RESTART_COUNT="0",
-    )
-    setup_logging()
-    tqdm.set_lock(RLock())  # its default is shared between processes, and leaks when one is killed
-    torch.set_num_threads(max(1, usable_cores() // processes))
-    distributed.init_from_env()
-    try:
-        job.run()
-    except GeoposeError as error:
-        errors.put((type(error), str(error)))
-        sys.exit(error.exit_code)
-    finally:
-        distributed.shutdown()  # or its threads end the process with a complaint

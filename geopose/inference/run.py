@@ -1,43 +1,57 @@
-"""The inference loop, the same for one process and for many: test images in, an archive out.
+"""A run over the test split, the same for one process and for many: images in, an archive out.
 
-Every process predicts its own share of the images and writes their files; the first one packs the
-archive when all are done. An image that fails is named and the others go on, but then there is no
-archive and the run has failed.
+The leader decides what is to do, every process does what it takes from the common list, the leader
+packs the archive. Finished images of earlier runs are kept. If an image fails or a process is lost,
+the others go on, but then there is no archive and the run has failed; another run does the rest.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from geopose import distributed
 from geopose.cores import usable_cores
 from geopose.data.dataset import warn_unconverted
-from geopose.data.io import partial_files, read_rgb
-from geopose.data.layout import ImageRecord, read_split, viz_name
-from geopose.errors import GeoposeError, InputError, RunError
-from geopose.inference.build import build_ensemble
+from geopose.data.layout import read_split
+from geopose.errors import GeoposeError, RunError
+from geopose.inference.build import build_ensemble, numerics
 from geopose.inference.config import InferenceConfig
-from geopose.inference.ensemble import PoseEnsemble
-from geopose.inference.tta import Prediction
-from geopose.output.archive import write_archive
-from geopose.output.preview import save_visualization
-from geopose.output.writer import discard_prediction, output_names, write_prediction
-from geopose.targets import check_folder_target
+from geopose.inference.crew import Crew, WorkReport
+from geopose.inference.folders import SubmissionFolder
+from geopose.inference.manifest import Journal, Manifest
+from geopose.inference.outputs import Outputs
+from geopose.inference.pipeline import Pipeline
+from geopose.inference.plan import Plan, make_plan
+from geopose.inference.progress import Progress
+from geopose.inference.reader import Reader
+from geopose.inference.settings import describe_settings, difference, hash_checkpoints
+from geopose.inference.tta import Predictor
+from geopose.output.archive import members_fingerprint, write_archive
+from geopose.output.stamp import FileStamp
+from geopose.output.writer import output_names
 
 _LOG = logging.getLogger(__name__)
 
-ARCHIVE_NAME = "submission_compressed.tar.gz"
-PREDICTIONS_FOLDER = "submission"
-PICTURES_FOLDER = "visualization"
-MAX_NAMED = 3  # failed images in the final error; all of them are logged
+MAX_NAMED = 3  # images in the final error; all of them are logged
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a command's options choose.
+
+    Attributes:
+        data_dir: with `metadata.csv`, `geopose_test.csv` and `test/`.
+        visualize: also write a picture of each image.
+        force: predict everything anew.
+    """
+
+    data_dir: Path
+    visualize: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,255 +60,257 @@ class RunReport:
 
     Attributes:
         images: number of images of the test split.
+        kept: how many of them were finished before.
         seconds: from the first image to the finished archive.
-        archive: the file that was written.
+        archive: the file with all of them.
     """
 
     images: int
+    kept: int
     seconds: float
     archive: Path
 
 
-@dataclass(frozen=True)
-class _Image:
-    """One image as a loader hands it over: its record's number, and its pixels or what failed."""
-
-    index: int
-    rgb: Tensor | None  # H x W x 3 uint8
-    problem: str = ""
-
-
-class _Images(Dataset[_Image]):
-    """Reads images; a file that cannot be read is reported with the item, not raised."""
-
-    def __init__(self, records: Sequence[ImageRecord]) -> None:
-        self._records = records
-
-    def __getitem__(self, index: int) -> _Image:
-        try:
-            return _Image(index, torch.from_numpy(read_rgb(self._records[index].rgb_file())))
-        except GeoposeError as error:
-            return _Image(index, None, str(error))
-
-
-def run_inference(config: InferenceConfig, data_dir: Path, visualize: bool = False) -> RunReport:
-    """Predicts the test split and writes the submission.
+def run_inference(
+    config: InferenceConfig, options: RunOptions, crew: Crew | None = None
+) -> RunReport:
+    """Predicts what is missing of the test split and packs the submission.
 
     Called on every process of a run with the same arguments. Nothing is written before the data,
     the folder and all models have been checked.
 
     Args:
         config: models, views, batch size, folder.
-        data_dir: with `metadata.csv`, `geopose_test.csv` and `test/`.
-        visualize: also write a picture for each image.
+        options: data directory and what to do.
+        crew: the processes; None: this one alone.
 
     Raises:
         InputError: data, a folder or a checkpoint that cannot be used.
-        RunError: some images failed (all others are written), or the run itself broke.
+        RunError: some images failed or are missing (all others are written), or the run broke.
     """
+    crew = crew or Crew.alone()
     device = distributed.local_device()
-    distributed.together(lambda: check_submission_dir(config, visualize))
-    records = distributed.together(lambda: read_split(data_dir, "test"))
-    ensemble = distributed.together(lambda: build_ensemble(config, device))
-    folder = config.submission_dir / PREDICTIONS_FOLDER
-    archive = config.submission_dir / ARCHIVE_NAME
-    distributed.together(lambda: _make_folders(config.submission_dir, visualize))
-    if distributed.is_main():
-        warn_unconverted(records)
-        if config.fp16 and device.type != "cuda":
-            _LOG.warning("inference.fp16 needs a CUDA device; computing in float32")
-    started = time.perf_counter()
-    outputs = _Outputs(config.submission_dir, records, visualize)
-    failed = distributed.together(lambda: _predict_all(config, records, ensemble, device, outputs))
-    everywhere = sorted(chain.from_iterable(distributed.gather_objects(failed)))
-    if everywhere:
-        raise RunError(_failure([line for _, line in everywhere], len(records), folder))
-    distributed.together(lambda: _pack(archive, folder, records))
-    seconds = time.perf_counter() - started
-    if distributed.is_main():
-        _LOG.info(
-            "%d images in %.1f s (%.2f s each, %d process%s on %s): %s",
-            len(records), seconds, seconds / len(records), distributed.world_size(),
-            "" if distributed.world_size() == 1 else "es", device.type, archive,
-        )  # fmt: skip
-    return RunReport(len(records), seconds, archive)
-
-
-def check_submission_dir(config: InferenceConfig, visualize: bool) -> None:
-    """Finds out whether the output folders can be made, without making them.
-
-    Raises:
-        InputError: they cannot.
-    """
-    if not distributed.is_main():
-        return
-    names = (PREDICTIONS_FOLDER, PICTURES_FOLDER) if visualize else (PREDICTIONS_FOLDER,)
-    check_folder_target(config.submission_dir, "submission_dir")
-    for name in names:
-        check_folder_target(config.submission_dir / name, "submission_dir")
-    archive = config.submission_dir / ARCHIVE_NAME
-    if archive.is_dir():
-        raise InputError(f"submission_dir: {archive} is a directory; remove it")
-
-
-def _make_folders(submission_dir: Path, visualize: bool) -> None:
-    """Creates the output folders; an archive of an earlier run must not outlive its files."""
-    if not distributed.is_main():
-        return
+    leader = Leader(config, options, device)
+    plan = crew.decide("plan", leader.plan)
+    works = crew.rank is not None and bool(plan.tasks)
+    reader = Reader(_decoders(config, plan, crew)) if works else None
     try:
-        (submission_dir / PREDICTIONS_FOLDER).mkdir(parents=True, exist_ok=True)
-        for path in partial_files(submission_dir / PREDICTIONS_FOLDER, ".*"):
-            path.unlink()
-        if visualize:
-            (submission_dir / PICTURES_FOLDER).mkdir(exist_ok=True)
-        (submission_dir / ARCHIVE_NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"submission_dir: cannot write to {submission_dir}: {error.strerror}"
-        ) from error
+        report = WorkReport()
+        ensemble: Predictor | None = None
+        if works:
+            try:
+                ensemble = _load(config, plan, device)
+                crew.say_ready()
+            except GeoposeError as error:
+                report.problem = error
+                crew.report(report)
+        crew.decide("start", lambda: leader.start(plan, crew))
+        with Progress(crew, plan, crew.leads and bool(plan.tasks)):
+            if reader is not None and report.problem is None:
+                journal = Journal(config.submission_dir, crew.rank or 0)
+                outputs = Outputs(leader.folder, plan.fingerprint, journal, options.visualize)
+                pipeline = Pipeline(ensemble, device, reader, outputs, config.batch_size)
+                crew.report(pipeline.run(plan.tasks, crew))
+            if crew.leads:
+                leader.wait(plan, crew)
+    finally:
+        if reader is not None:
+            reader.close()
+    return crew.decide("outcome", lambda: leader.finish(plan, crew))
 
 
-class _Outputs:
-    """Writes what one image's prediction becomes."""
-
-    def __init__(
-        self, submission_dir: Path, records: Sequence[ImageRecord], visualize: bool
-    ) -> None:
-        self.folder = submission_dir / PREDICTIONS_FOLDER
-        self.pictures = submission_dir / PICTURES_FOLDER
-        self.records = records
-        self.visualize = visualize
-
-    def write(self, image: _Image, prediction: Prediction, item: int) -> None:
-        """Files of the item-th image of a batch; RunError if its prediction cannot be stored."""
-        name = self.records[image.index].rgb.name
-        agl_m = prediction.agl_m[item, 0].cpu().numpy()
-        scale_px_per_m = float(prediction.scale_px_per_m[item])
-        angle_rad = float(prediction.angle_rad[item])
-        write_prediction(self.folder, name, agl_m, scale_px_per_m, angle_rad)
-        if self.visualize and image.rgb is not None:
-            picture = self.pictures / viz_name(name)
-            save_visualization(picture, image.rgb.numpy(), agl_m, scale_px_per_m, angle_rad)
-
-    def discard(self, image: _Image) -> None:
-        """Removes an earlier run's files of an image that failed in this one."""
-        discard_prediction(self.folder, self.records[image.index].rgb.name)
+def _decoders(config: InferenceConfig, plan: Plan, crew: Crew) -> int:
+    """Decoding processes of this process: no more than its share of cores and of images."""
+    cores = max(1, usable_cores() // distributed.local_world_size())
+    return min(config.num_workers, cores, -(-len(plan.tasks) // crew.size))
 
 
-def _predict_all(
-    config: InferenceConfig,
-    records: Sequence[ImageRecord],
-    ensemble: PoseEnsemble,
-    device: torch.device,
-    outputs: _Outputs,
-) -> list[tuple[int, str]]:
-    """`_predict_share`, with a lack of memory as an error that the user can act on."""
-    try:
-        return _predict_share(config, records, ensemble, device, outputs)
-    except torch.OutOfMemoryError as error:
+def _load(config: InferenceConfig, plan: Plan, device: torch.device) -> Predictor | None:
+    """The models, if any image needs them, sure to compute as the leader's do."""
+    if not plan.predicts:
+        return None
+    here = numerics(config, device)
+    if differing := difference({key: plan.settings.get(key) for key in here}, here):
         raise RunError(
-            f"out of memory on {device} with inference.batch_size={config.batch_size}; "
-            "lower it, or use fewer models"
-        ) from error
-
-
-def _predict_share(
-    config: InferenceConfig,
-    records: Sequence[ImageRecord],
-    ensemble: PoseEnsemble,
-    device: torch.device,
-    outputs: _Outputs,
-) -> list[tuple[int, str]]:
-    """Predicts and writes this process's images; returns (number, line) of each that failed."""
-    share = distributed.shard(len(records))
-    failed: list[tuple[int, str]] = []
-    with (
-        tqdm(
-            total=len(share),
-            unit="image",
-            desc=f"process 1 of {distributed.world_size()}",
-            disable=not distributed.is_main(),
-        ) as progress,
-        torch.inference_mode(),
-    ):
-        for batch in _batches(_load(records, share, config.num_workers), config.batch_size):
-            if batch[0].rgb is None:
-                failed.append((batch[0].index, batch[0].problem))
-                outputs.discard(batch[0])
-            else:
-                prediction = _predict(ensemble, batch, records, device)
-                for item, image in enumerate(batch):
-                    try:
-                        outputs.write(image, prediction, item)
-                    except RunError as error:
-                        failed.append((image.index, str(error)))
-            progress.update(len(batch))
-    return failed
-
-
-def _load(records: Sequence[ImageRecord], share: range, workers: int) -> Iterator[_Image]:
-    """Images of a share in order, read ahead by at most as many workers as there are cores."""
-    workers = min(workers, len(share), usable_cores())
-    loader = DataLoader(
-        _Images(records),
-        batch_size=None,
-        sampler=list(share),
-        num_workers=workers,
-        # Spawned processes would start their workers by spawning: seconds each, and a worker that
-        # loses its parent while it starts never ends.
-        multiprocessing_context="fork" if workers else None,
-    )
-    return iter(loader)
-
-
-def _batches(images: Iterator[_Image], batch_size: int) -> Iterator[list[_Image]]:
-    """Groups images that follow each other and have one size; an unreadable one stands alone."""
-    batch: list[_Image] = []
-    for image in images:
-        fits = batch and image.rgb is not None and image.rgb.shape == _shape(batch[0])
-        if batch and (not fits or len(batch) == batch_size):
-            yield batch
-            batch = []
-        batch.append(image)
-    if batch:
-        yield batch
-
-
-def _shape(image: _Image) -> torch.Size | None:
-    return None if image.rgb is None else image.rgb.shape
-
-
-def _predict(
-    ensemble: PoseEnsemble,
-    batch: list[_Image],
-    records: Sequence[ImageRecord],
-    device: torch.device,
-) -> Prediction:
-    pixels = torch.stack([image.rgb for image in batch if image.rgb is not None])
-    gsd_m = torch.tensor([[records[image.index].gsd_m] for image in batch])
-    return ensemble(pixels.to(device).permute(0, 3, 1, 2).contiguous(), gsd_m.to(device))
-
-
-def _failure(failed: list[str], count: int, folder: Path) -> str:
-    """One line for the user; the full list goes to the log."""
-    if distributed.is_main() and len(failed) > MAX_NAMED:
-        for line in failed:
-            _LOG.error("failed: %s", line)
-    more = f"; and {len(failed) - MAX_NAMED} more, listed above" if len(failed) > MAX_NAMED else ""
-    return (
-        f"{len(failed)} of {count} images failed, no archive written (the others are in {folder}): "
-        f"{'; '.join(failed[:MAX_NAMED])}{more}"
-    )
-
-
-def _pack(archive: Path, folder: Path, records: Sequence[ImageRecord]) -> None:
-    """Archive of exactly this run's files, by the first process."""
-    if not distributed.is_main():
-        return
-    names = [name for record in records for name in output_names(record.rgb.name)]
-    others = {path.name for path in folder.iterdir()} - set(names)
-    if others:
-        _LOG.warning(
-            "%d files in %s are not of this run and stay out of the archive", len(others), folder
+            f"{device} would compute otherwise than the first process ({differing}), and one "
+            "archive must not mix both; choose the same in the config's inference section"
         )
-    write_archive(archive, folder, names)
+    return build_ensemble(config, device)
+
+
+class Leader:
+    """What one process of a run does for all: the plan, the folder, the archive.
+
+    Args:
+        config: of the run.
+        options: of the command.
+        device: what the processes compute on.
+    """
+
+    def __init__(self, config: InferenceConfig, options: RunOptions, device: torch.device) -> None:
+        self.folder = SubmissionFolder(config.submission_dir)
+        self._config = config
+        self._options = options
+        self._device = device
+        self._manifest = Manifest(config.submission_dir)
+        self._names: tuple[str, ...] = ()
+        self._reports: list[WorkReport] = []
+        self._started = time.perf_counter()
+
+    def plan(self) -> Plan:
+        """Decides what is to do; writes nothing.
+
+        Raises:
+            InputError: the data, the folder or a checkpoint file cannot be used.
+        """
+        self.folder.check(self._options.visualize)
+        images = read_split(self._options.data_dir, "test")
+        self._names = tuple(image.rgb.name for image in images)
+        if self._config.fp16 and self._device.type != "cuda":
+            _LOG.warning("inference.fp16 needs a CUDA device; computing in float32")
+        known = Manifest.load(self.folder.root)
+        files = [file for entry in self._config.models for file in entry.files]
+        hashes = hash_checkpoints(files, known.hashes)
+        settings = describe_settings(self._config, self._device, hashes)
+        if not self._options.force:
+            self._manifest = known
+        self._manifest.hashes = hashes
+        plan = make_plan(images, self._manifest, self.folder, settings, self._options.visualize)
+        warn_unconverted([task.record for task in plan.tasks])
+        return plan
+
+    def start(self, plan: Plan, crew: Crew) -> None:
+        """Makes the folder ready, once a process is ready to fill it.
+
+        Raises:
+            GeoposeError: no process could load its models, or the folder cannot be written to.
+        """
+        if plan.tasks:
+            crew.await_ready()
+        _LOG.info("%s", plan.summary())
+        if not self._archive_fits(plan):
+            self._manifest.archive = None
+        self.folder.make(self._options.visualize, self._manifest.archive is not None)
+        for task in plan.tasks:
+            record = self._manifest.records.get(task.record.rgb.name)
+            if task.predict and record is not None and record.settings == plan.fingerprint:
+                del self._manifest.records[task.record.rgb.name]  # it was found not to hold
+        self._manifest.settings[plan.fingerprint] = plan.settings
+        self._manifest.save()
+        self._started = time.perf_counter()
+
+    def wait(self, plan: Plan, crew: Crew) -> None:
+        """Waits for all processes' reports."""
+        self._reports = crew.reports() if plan.tasks else []
+
+    def finish(self, plan: Plan, crew: Crew) -> RunReport:
+        """Takes over what the processes noted; packs the archive if nothing is missing.
+
+        Raises:
+            RunError: images failed or are missing, or a process did not reach the end.
+        """
+        self._manifest.take_journals()
+        self._manifest.save()
+        problem = self._problem(plan)
+        if self._missing(plan):
+            raise RunError(problem)
+        packed = self._pack()
+        seconds = time.perf_counter() - self._started
+        self._log_outcome(plan, crew, seconds, packed)
+        if problem:
+            raise RunError(f"{problem}; no prediction is missing, {self.folder.archive} is whole")
+        return RunReport(plan.images, plan.kept, seconds, self.folder.archive)
+
+    def _archive_fits(self, plan: Plan) -> bool:
+        """Whether the archive holds what the folder will hold at the end of this run."""
+        if plan.predicts or self._manifest.archive is None:
+            return False
+        if self._manifest.packed != members_fingerprint(self._stamps()):
+            return False
+        try:
+            return FileStamp.of_file(self.folder.archive) == self._manifest.archive
+        except OSError:
+            return False
+
+    def _stamps(self) -> dict[str, FileStamp]:
+        """The files of this run's images, and no others."""
+        return {
+            name: self._manifest.records[image].files[name]
+            for image in self._names
+            for name in output_names(image)
+        }
+
+    def _missing(self, plan: Plan) -> list[str]:
+        """Images of the test split that have no prediction with this run's settings."""
+        records = self._manifest.records
+        return [
+            name
+            for name in self._names
+            if name not in records or records[name].settings != plan.fingerprint
+        ]
+
+    def _problem(self, plan: Plan) -> str:
+        """One line for the user about all that went wrong; empty if nothing did."""
+        failed = dict(sorted(pair for report in self._reports for pair in report.failed))
+        unfinished = self._missing(plan)
+        nothing = ", no archive written" if unfinished else ""
+        parts = []
+        if failed:
+            named = named_and_more(list(failed.values()))
+            parts.append(
+                f"{len(failed)} of {plan.images} images failed{nothing} (the others are in "
+                f"{self.folder.predictions}): {named}"
+            )
+        parts += [str(report.problem) for report in self._reports if report.problem is not None]
+        missing = [name for name in unfinished if name not in failed]
+        if missing:
+            parts.append(
+                f"{len(missing)} of {plan.images} images are missing, no archive written: "
+                f"{named_and_more(missing)}; run again to do only these"
+            )
+        return "; ".join(parts)
+
+    def _pack(self) -> bool:
+        """Archive of exactly this run's files; False if the one that is there holds them."""
+        if self._manifest.archive is not None:
+            return False
+        stamps = self._stamps()
+        others = {path.name for path in self.folder.predictions.iterdir()} - set(stamps)
+        if others:
+            _LOG.warning(
+                "%d files in %s are not of this run and stay out of the archive",
+                len(others), self.folder.predictions,
+            )  # fmt: skip
+        self._manifest.archive = write_archive(self.folder.archive, self.folder.predictions, stamps)
+        self._manifest.packed = members_fingerprint(stamps)
+        self._manifest.save()
+        return True
+
+    def _log_outcome(self, plan: Plan, crew: Crew, seconds: float, packed: bool) -> None:
+        predicted = sum(report.predicted for report in self._reports)
+        if predicted:
+            work_s = sum(report.work_s for report in self._reports)
+            waits = [
+                100.0 * sum(values) / work_s
+                for values in (
+                    [report.input_wait_s for report in self._reports],
+                    [report.output_wait_s for report in self._reports],
+                )
+            ]
+            _LOG.info(
+                "%d images in %.1f s (%.2f s each, %d process%s on %s); the models waited %.1f %% "
+                "of the time for input, %.1f %% for output",
+                predicted, seconds, seconds / predicted, crew.size,
+                "" if crew.size == 1 else "es", self._device.type, *waits,
+            )  # fmt: skip
+        state = "archive" if packed else "archive kept, it holds the same files"
+        _LOG.info("%s: %s", state, self.folder.archive)
+
+
+def named_and_more(lines: Sequence[str]) -> str:
+    """The first of some lines, and how many more there are; all of them go to the log then."""
+    if len(lines) <= MAX_NAMED:
+        return "; ".join(lines)
+    for line in lines:
+        _LOG.error("%s", line)
+    return f"{'; '.join(lines[:MAX_NAMED])}; and {len(lines) - MAX_NAMED} more, listed above"
