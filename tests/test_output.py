@@ -58,7 +58,7 @@ def test_archive_is_an_ordinary_one_for_others_programs(tmp_path):
 @pytest.mark.parametrize("names", [["b_AGL.tif", "c_AGL.tif"], []])
 def test_archive_with_something_missing_is_not_written(tmp_path, names):
     stamps = make_files(tmp_path / "files")
-    wanted = {name: stamps["b_AGL.tif"] for name in names}
+    wanted = dict.fromkeys(names, stamps["b_AGL.tif"])
     with pytest.raises(RunError, match="not written"):
         write_archive(tmp_path / "a.tar.gz", tmp_path / "files", wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
@@ -72,7 +72,7 @@ def test_archive_of_a_file_that_has_changed_is_not_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
 
 
-@pytest.mark.parametrize("where", [30, 200, -30])
+@pytest.mark.parametrize("where", [15, 600, -1040, -6])
 def test_archive_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch, where):
     """The disk returns another byte than was written."""
     stamps = make_files(tmp_path / "files")
@@ -80,7 +80,8 @@ def test_archive_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch, wher
 
     def spoilt(*arguments, **options):
         block = bytearray(compress(*arguments, **options))
-        block[where] ^= 1
+        if len(block) > 1040:  # the height map's
+            block[where] ^= 1
         return bytes(block)
 
     monkeypatch.setattr(gzip, "compress", spoilt)

@@ -1,13 +1,21 @@
 """submit_ddp.py: however the processes are started, the result is that of one process."""
 
-import sys
+import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from geopose.cli import run_command
 from geopose.inference.command import submit, submit_ddp
-from tests.tiny_run import SIZES, run_script, write_checkpoint, write_config, write_split
+from tests.tiny_run import (
+    ENVIRONMENT,
+    SIZES,
+    run_script,
+    write_checkpoint,
+    write_config,
+    write_split,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,8 @@ def test_two_processes_make_the_same_archive(setup, tmp_path):
 
 def test_inside_torchrun(setup, tmp_path):
     _, arguments, expected = setup
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
-    done = run_script(*launcher[1:], "submit_ddp.py", *arguments, f"submission_dir={tmp_path}")
+    done = run_script(*_TORCHRUN, "submit_ddp.py", *arguments, f"submission_dir={tmp_path}")
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "submission_compressed.tar.gz").read_bytes() == expected
@@ -96,44 +103,137 @@ def test_more_processes_than_gpus(setup, capsys, monkeypatch):
     assert "2 GPUs are visible" in capsys.readouterr().err
 
 
-# The command, whose second process lacks memory: torchrun starts this file, spawning imports it.
-_SHORT_OF_MEMORY = """
-import os, sys
+# The command, in one of whose processes something happens when it predicts: torchrun starts this
+# file, spawning imports it.
+_FAULTY = """
+import os, signal, sys
 import torch
 from geopose.cli import run_command
 from geopose.inference import command, run
 
-def full(*_):
-    raise torch.OutOfMemoryError("no memory")
+build = run.build_ensemble
 
-if os.environ.get("RANK") == "1":
-    run.build_ensemble = lambda *_: full
+def build_faulty(*arguments):
+    ensemble, calls = build(*arguments), 0
+
+    def predict(image, gsd_m):
+        nonlocal calls
+        calls += 1
+        if calls == {call}:
+            {fault}
+        return ensemble(image, gsd_m)
+
+    return predict
+
+if os.environ.get("RANK", "0") == "{rank}" and os.environ.get(
+    "TORCHELASTIC_RESTART_COUNT", "0"
+) == "0":
+    run.build_ensemble = build_faulty
 
 if __name__ == "__main__":
     sys.exit(run_command(command.submit_ddp))
 """
+_TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def faulty(folder: Path, fault: str, rank: int = 1, call: int = 1) -> Path:
+    """The command with a fault in it."""
+    script = folder / "faulty.py"
+    script.write_text(_FAULTY.format(fault=fault, rank=rank, call=call))
+    return script
 
 
 @pytest.mark.parametrize("way", ["spawn", "torchrun"])
 def test_too_little_memory_in_another_process_is_said(setup, tmp_path, way):
     _, arguments, _ = setup
-    script: Path = tmp_path / "short.py"
-    script.write_text(_SHORT_OF_MEMORY)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = faulty(tmp_path, "raise torch.OutOfMemoryError('no memory')")
     more = [f"submission_dir={tmp_path}/out"]
 
     if way == "spawn":
         done = run_script(script, *arguments, *more, "--nproc", 2)
     else:
-        done = run_script(*launcher, script, *arguments, *more)
+        done = run_script(*_TORCHRUN, script, *arguments, *more)
 
     assert done.returncode == 1
     said = [line for line in done.stderr.splitlines() if "out of memory" in line]
     assert len(said) == 1, done.stderr
     assert said[0].startswith("error: process 1 stopped: out of memory on cpu")
     assert "inference.batch_size=1" in said[0]
-    assert "1 of 5 images are missing" in said[0]
+    assert "of 5 images are missing" in said[0]
     assert "terminate called" not in done.stderr
+    assert not (tmp_path / "out/submission_compressed.tar.gz").exists()
+
+
+def test_the_others_do_all_that_a_killed_process_has_not_begun(setup, tmp_path, caplog):
+    """Then it is said what is missing, and a rerun, by one process, does only that."""
+    _, arguments, expected = setup
+    more = [f"submission_dir={tmp_path}/out"]
+    script = faulty(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+
+    done = run_script(script, *arguments, *more, "--nproc", 2)
+
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    said = re.match(
+        r"error: process 1 was killed by SIGKILL; (\d) of 5 images are missing, no archive "
+        r"written: (.*); run again to do only these$",
+        last,
+    )
+    assert said, done.stderr
+    files = {path.name for path in (tmp_path / "out/submission").iterdir()}
+    missing = {name.removesuffix("_RGB.j2k") for name in said[2].split("; ")}
+    assert len(missing) == int(said[1]) < 3
+    assert files == {
+        f"ABC_{number:03d}_{kind}"
+        for number in range(len(SIZES))
+        for kind in ("AGL.tif", "VFLOW.json")
+        if f"ABC_{number:03d}" not in missing
+    }
+    with caplog.at_level("INFO"):
+        assert run_command(submit, [*arguments, *more]) == 0
+    assert f"{5 - len(missing)} of 5 images are finished and kept" in caplog.text
+    assert (tmp_path / "out/submission_compressed.tar.gz").read_bytes() == expected
+
+
+def test_torchrun_restarts_what_was_killed_and_the_run_goes_on(setup, tmp_path):
+    _, arguments, expected = setup
+    script = faulty(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    more = [f"submission_dir={tmp_path}/out"]
+
+    done = run_script(*_TORCHRUN, "--max-restarts=1", script, *arguments, *more)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/submission_compressed.tar.gz").read_bytes() == expected
+
+
+def processes_of(mark: str) -> list[int]:
+    """Processes with this text in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_command_ends_all_processes(setup, tmp_path, number):
+    _, arguments, _ = setup
+    script = faulty(tmp_path, f"os.kill(os.getppid(), {int(number)}); signal.pause()")
+    mark = f"GEOPOSE_TEST_MARK={tmp_path}"
+    environment = {**ENVIRONMENT, "GEOPOSE_TEST_MARK": str(tmp_path)}
+
+    done = run_script(
+        script, *arguments, f"submission_dir={tmp_path}/out", "--nproc", 2, env=environment
+    )
+
+    assert done.returncode == 128 + number
+    assert "Traceback" not in done.stderr
+    assert "run again to go on" in done.stderr
+    assert processes_of(mark) == []
+    assert not list((tmp_path / "out").rglob(".*"))
     assert not (tmp_path / "out/submission_compressed.tar.gz").exists()
 
 
