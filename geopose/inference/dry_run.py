@@ -36,7 +36,7 @@ def dry_run(config: InferenceConfig, options: RunOptions, processes: int) -> Non
     """
     use_device()
     device = distributed.local_device()
-    if device.type == "cpu":
+    if device.type == "cpu" and processes > 1:
         torch.set_num_threads(max(1, usable_cores() // processes))
     plan = Leader(config, options, device).plan()
     _LOG.info("%s, into %s (nothing is written now)", config.source, config.submission_dir)
