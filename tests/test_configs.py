@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,8 @@ PUBLISHED_COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(o) for o in OPTIONS])
-def test_option_composes_and_builds(group: str, option: str) -> None:
-    cfg = plain(composed(f"{group}={option}"))
+def _build(cfg: dict[str, Any]) -> None:
+    """Builds every part that a config describes."""
     check_config(cfg)
     with torch.device("meta"):  # shapes only: the largest networks build in no time
         model = build_model(cfg["model"], load_pretrained=False)
@@ -44,10 +44,36 @@ def test_option_composes_and_builds(group: str, option: str) -> None:
     assert build_loss(cfg["loss"]).prefixes
     train = cfg["train"]
     build_augmentation(train["augmentations"], train["crop_size"], train["downsample"])
-    small = torch.nn.Linear(2, 2)
+    small = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     optimizer = build_optimizer(small, cfg["optimizer"], 1)
     lr = cfg["optimizer"]["lr"]
     build_scheduler(optimizer, cfg["scheduler"], lambda step: step / 10, lr, "max")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["/".join(o) for o in OPTIONS])
+def test_option_composes_and_builds(group: str, option: str) -> None:
+    _build(plain(composed(f"{group}={option}")))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "model=b7_rdtsc_unet train=light_768_down2 optimizer=sgd scheduler=1cycle loss=mse",
+        "model=v2s_unet model.decoder.block_type=dense_unet model.decoder.upsample=rdtsc",
+        "model=b6_rdtsc_unet model.encoder.pretrained=false model.agl_head.num_upsample_blocks=1",
+        "model.encoder.name=resnet34 model.encoder.drop_path_rate=0 train=hard_512 seed=1",
+        "model.agl_head._target_=geopose.models.heads.OnlyAGLHead "
+        "model.orientation_head._target_=geopose.models.heads.BasicOrientationScaleHead",
+        "model=mobilenet_unet model.decoder.block_type=ir_unet model.decoder.activation=relu "
+        "train=safe_1024 train.downsample=4 train.crop_size=null optimizer=adamw_finetune",
+        "loss=huber_cos loss.losses.magnitude.weight=0.1 +loss.losses.agl.loss.fraction=0.9",
+        "train=medium_768 train.augmentations=d4_only train.mixup=0.2 train.max_minutes=30 "
+        "optimizer=ranger21 optimizer.clip_grad_norm=1 scheduler=flat_cos scheduler.flat=0.5",
+        "dataset.fold_split=region dataset.fold=2 batch_size=1 optimizer.accumulation=8",
+    ],
+)
+def test_what_users_combine_builds(command: str) -> None:
+    _build(plain(composed(*command.split())))
 
 
 @pytest.mark.parametrize("command", PUBLISHED_COMMANDS, ids=["b6", "b7"])
