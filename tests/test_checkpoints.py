@@ -3,14 +3,17 @@
 import collections
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from geopose.checkpoints.export import write_network
 from geopose.checkpoints.files import load_checkpoint, save_checkpoint
-from geopose.checkpoints.load import load_model
-from geopose.checkpoints.weights import average_checkpoints
+from geopose.checkpoints.load import load_model, read_facts
+from geopose.checkpoints.weights import mean_weights
 from geopose.errors import InputError, RunError
 from tests.tiny_run import model_config, tiny_payload, write_checkpoint
 
@@ -22,10 +25,12 @@ METRICS = {
     "name": np.str_("fold0"),
     "nested": collections.defaultdict(list, {"a": [np.float32(1.25)]}),
     "ordered": collections.OrderedDict(b=2),
+    "per_city": np.array([[0.5, 0.25], [1.0, 2.0]], dtype=np.float32).T,
+    "counts": np.array(7),
 }
 PLAIN = {
     "loss": 3.5, "epoch": 4, "flag": True, "half": 0.5, "name": "fold0", "nested": {"a": [1.25]},
-    "ordered": {"b": 2},
+    "ordered": {"b": 2}, "per_city": [[0.5, 1.0], [0.25, 2.0]], "counts": [7],
 }  # fmt: skip
 
 
@@ -215,7 +220,7 @@ def test_average_of_weights(tmp_path):
     payloads = [tiny_payload(seed) for seed in (1, 2, 3)]
     counts = [name for name in payloads[0]["model_state_dict"] if name.endswith("tracked")]
     for number, payload in enumerate(payloads):
-        payload["model_state_dict"][counts[0]] = torch.tensor(number)
+        payload["model_state_dict"][counts[0]] = torch.tensor(7 - number)
         save_checkpoint(tmp_path / f"{number}.pth", payload)
 
     averaged = load_model([tmp_path / f"{number}.pth" for number in range(3)]).model.state_dict()
@@ -223,18 +228,28 @@ def test_average_of_weights(tmp_path):
     for name, tensor in averaged.items():
         parts = [payload["model_state_dict"][name] for payload in payloads]
         if name in counts:
-            assert torch.equal(tensor, parts[-1])
+            assert torch.equal(tensor, max(parts))  # counts have no mean
         else:
             mean = torch.stack([part.double() for part in parts]).mean(0).float()
             torch.testing.assert_close(tensor, mean, rtol=1e-6, atol=1e-9)
 
 
-def test_average_does_not_lose_small_differences():
-    """In float32 ten million plus one is lost after a few sums; and the inputs stay as they are."""
-    values = [1.0, 1e8, -1e8]
-    payloads = [{"model_state_dict": {"w": torch.tensor([v])}} for v in values]
-    assert average_checkpoints(payloads, "files")["w"].item() == pytest.approx(1 / 3)
-    assert [p["model_state_dict"]["w"].item() for p in payloads] == values
+def write_bias(path, value):
+    """A tiny checkpoint with one bias set; returns its path."""
+    payload = tiny_payload()
+    payload["model_state_dict"]["orientation_head.orientation.3.bias"][:] = value
+    save_checkpoint(path, payload)
+    return path
+
+
+@pytest.mark.parametrize("group_bytes", [1 << 26, 60_000])
+def test_average_does_not_lose_small_differences(tmp_path, monkeypatch, group_bytes):
+    """In float32 ten million plus one is lost after a few sums."""
+    monkeypatch.setattr("geopose.checkpoints.weights.GROUP_BYTES", group_bytes)
+    paths = [write_bias(tmp_path / f"{n}.pth", n) for n in (1.0, 1e8, -1e8)]
+    mean = mean_weights(paths, "files")
+    assert list(mean) == list(tiny_payload()["model_state_dict"])
+    assert mean["orientation_head.orientation.3.bias"].tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_files_that_cannot_be_averaged(tmp_path):
@@ -244,5 +259,70 @@ def test_files_that_cannot_be_averaged(tmp_path):
     write_checkpoint(tmp_path / "c.pth", decoder=wider)
     with pytest.raises(InputError, match="channel order"):
         load_model([tmp_path / "a.pth", tmp_path / "b.pth"])
-    with pytest.raises(InputError, match="differs in shape"):
+    with pytest.raises(InputError, match="differ in network"):
         load_model([tmp_path / "a.pth", tmp_path / "c.pth"])
+    payload = tiny_payload()
+    payload["model_state_dict"]["decoder.more"] = torch.ones(1)
+    save_checkpoint(tmp_path / "d.pth", payload)
+    with pytest.raises(InputError, match=r"1 unexpected: decoder\.more"):
+        load_model([tmp_path / "a.pth", tmp_path / "d.pth"])
+    with pytest.raises(InputError, match=r"in one file only: decoder\.more"):
+        mean_weights([tmp_path / "a.pth", tmp_path / "d.pth"], "files")
+
+
+def test_safetensors_are_read_like_pth(tmp_path):
+    """Weights, order of channels, what scales mean, metrics: nothing gets lost on the way."""
+    payload = old_payload()
+    payload["checkpoint_data"]["config"]["train"]["downsample"] = 2
+    torch.save(payload, tmp_path / "old.pth")
+    old = load_model(tmp_path / "old.pth")
+    for name in ("new.safetensors", "new.pth"):
+        write_network(tmp_path / name, old, read_facts(tmp_path / "old.pth"))
+        new = load_model(tmp_path / name)
+        for key, tensor in old.model.state_dict().items():
+            assert torch.equal(tensor, new.model.state_dict()[key])
+        assert (new.channel_order, new.downsample, new.scale_is_downsampled) == ("bgr", 2, False)
+        assert new.config == old.config
+        assert read_facts(tmp_path / name)["checkpoint_data"]["metrics"] == PLAIN
+
+
+def test_bad_safetensors_are_one_line(tmp_path):
+    loaded = load_model(write_checkpoint(tmp_path / "a.pth"))
+    write_network(tmp_path / "a.safetensors", loaded, read_facts(tmp_path / "a.pth"))
+    good = (tmp_path / "a.safetensors").read_bytes()
+    save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
+    contents = {
+        "readable": [
+            b"",
+            good[:4],
+            good[:200],
+            good[:-1],
+            b"\xff" * 100,
+            b"\x02" + bytes(7) + b"[]",
+        ],
+        "does not say which network": [(tmp_path / "foreign.safetensors").read_bytes()],
+    }
+    for said, bad in contents.items():
+        for content in bad:
+            (tmp_path / "b.safetensors").write_bytes(content)
+            with pytest.raises(InputError, match=rf"b\.safetensors: .*{said}") as caught:
+                load_model(tmp_path / "b.safetensors")
+            assert "\n" not in str(caught.value)
+
+
+def memory_mb(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) // 1024
+
+
+def test_optimizer_state_is_not_read_into_memory(tmp_path):
+    """Neither from one file nor from three that are averaged."""
+    payload = tiny_payload()
+    payload["optimizer_state_dict"] = {"state": {0: {"exp_avg": torch.ones(25_000_000)}}}
+    torch.save(payload, tmp_path / "a.pth")
+    del payload
+    load_model(tmp_path / "a.pth")  # whatever else it takes
+    before = memory_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest use so far
+    load_model([tmp_path / "a.pth"] * 3)
+    assert memory_mb("VmHWM") - before < 30

@@ -6,6 +6,7 @@ Needs the reference files beside the repository; without them the tests are skip
 import json
 import re
 import zlib
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ import torch
 from torch import Tensor
 
 from geopose import keys
+from geopose.checkpoints.info import describe
+from geopose.cli import run_command
 from geopose.construct import plain
+from geopose.data.io import read_agl_m, read_rgb, read_vflow
+from geopose.inference.command import submit
 from geopose.models.build import build_model
 from geopose.models.geopose_unet import GeoposeUNetModel
 from geopose.models.legacy import published_to_current, rename_state_dict
+from tests.tiny_run import run_script, write_config, write_split
 from tests.training_run import composed
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -219,3 +225,104 @@ def test_a_batch_gives_what_single_images_give(b7_unet: GeoposeUNetModel) -> Non
     key = keys.OUTPUT_AGL_MASK
     maximum = expected[f"seed7/{key}/stats_mean_std_min_max_zerofrac"][3]
     assert_close(output[key][1, 0, ::8, ::8], expected[f"seed7/{key}/sub8"], maximum, key)
+
+
+def published_file(path: Path, slug: str) -> Path:
+    """A file as the second place's trainer left it, whole, with the filled weights.
+
+    Old parameter names, a full training config with the old repository's paths as data, nothing on
+    channels or versions, optimizer and scheduler state, counters and numpy numbers among metrics.
+    """
+    weights = filled_state(slug)
+    names = [name for name, value in weights.items() if value.is_floating_point()]
+    metrics = {"loss": np.float32(0.25), "metrics/mean_r2": np.float64(0.9)}
+    config = {
+        "model": {**PUBLISHED[slug], "_recursive_": False},
+        "train": {"epochs": 300, "downsample": None, "augmentations": "light"},
+        "loss": {
+            "aggregation": "sum",
+            "losses": [
+                {
+                    "loss": {
+                        "_target_": "geopose.losses.HuberLossWithIgnore",
+                        "ignore_value": 65535,
+                    },
+                    "prefix": "agl",
+                    "target_key": keys.TARGET_AGL_MASK,
+                    "output_key": keys.OUTPUT_AGL_MASK,
+                    "weight": 1.0,
+                }
+            ],
+        },
+        "optimizer": {"optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-4}},
+        "scheduler": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"},
+        "dataset": {"fold": 9, "root_dir": "${oc.env:DRIVENDATA_OVERHEAD_GEOPOSE}"},
+    }
+    torch.save(
+        {
+            "model_state_dict": weights,
+            "criterion_state_dict": OrderedDict(),
+            "optimizer_state_dict": {
+                "state": {n: {"step": 7, "exp_avg": torch.zeros(10)} for n in range(len(names))},
+                "param_groups": [{"lr": 1e-4, "params": list(range(len(names)))}],
+            },
+            "scheduler_state_dict": {"best": np.float64(0.9), "mode_worse": -np.inf},
+            "stage_epoch_step": 251,
+            "epoch_metrics": defaultdict(dict, {"valid": OrderedDict(metrics)}),
+            "loader_metrics": OrderedDict(metrics),
+            "valid_loader": "valid",
+            "checkpoint_data": {"config": config},
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def published_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both published architectures as files, run by both commands over two images."""
+    folder = tmp_path_factory.mktemp("published")
+    data = write_split(folder / "data", [(64, 96), (70, 50)])
+    models = [published_file(folder / f"{slug}.pth", slug) for slug in PUBLISHED]
+    config = write_config(folder / "c.yaml", models)
+    arguments = [str(config), "--data-dir", str(data)]
+    assert run_command(submit, [*arguments, f"submission_dir={folder}/one"]) == 0
+    done = run_script(
+        "submit_ddp.py", *arguments, "--nproc", 2, f"submission_dir={folder}/two"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_published_files_run_by_both_commands(published_runs: Path) -> None:
+    archives = [
+        (published_runs / name / "submission_compressed.tar.gz").read_bytes()
+        for name in ("one", "two")
+    ]
+    assert archives[0] == archives[1]
+    rgb = read_rgb(published_runs / "data/test/ABC_000_RGB.png")
+    planes = torch.from_numpy(rgb[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    planes = (planes - mean[:, None, None]) / std[:, None, None]
+    heights, scales = [], []
+    for slug in PUBLISHED:
+        model = build_model(PUBLISHED[slug], load_pretrained=False).eval()
+        model.load_state_dict(rename_state_dict(filled_state(slug)), strict=True)
+        with torch.inference_mode():
+            output = model(planes, torch.tensor([[0.3]]))
+        heights.append(output[keys.OUTPUT_AGL_MASK][0, 0].numpy())
+        scales.append(output[keys.OUTPUT_VFLOW_SCALE].item())
+    folder = published_runs / "one/submission"
+    agl_m = read_agl_m(folder / "ABC_000_AGL.tif")
+    np.testing.assert_allclose(agl_m, np.mean(heights, axis=0), atol=0.0051)
+    scale = read_vflow(folder / "ABC_000_VFLOW.json")[0]
+    assert scale == pytest.approx(np.mean(scales), rel=1e-4)
+
+
+@pytest.mark.parametrize("slug", PUBLISHED)
+def test_published_files_are_described(published_runs: Path, slug: str) -> None:
+    said = describe(published_runs / f"{slug}.pth")
+    assert said["parameters"] == f"{description(slug)['num_parameters']:,}"
+    assert said["slug"] == slug
+    assert (said["fold"], said["epoch"], said["channel order"]) == ("9", "251", "bgr")
+    assert said["metrics"] == "valid/loss 0.25, valid/metrics/mean_r2 0.9"

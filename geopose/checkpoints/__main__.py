@@ -1,13 +1,22 @@
-"""python -m geopose.checkpoints COMMAND: checkpoint files fetched."""
+"""python -m geopose.checkpoints COMMAND: fetches, describes, averages and exports files."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from geopose.checkpoints.fetch import Source, fetch_all, file_sha256, is_url
+from geopose.checkpoints.export import WRITERS, check_target, write_network
+from geopose.checkpoints.fetch import Source, fetch, fetch_all, file_sha256, is_url
+from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.info import describe
+from geopose.checkpoints.load import load_model, read_facts
 from geopose.cli import ArgumentParser, run_command
+from geopose.errors import InputError
 from geopose.inference.config import load_config
+
+
+def _say_hash(path: Path) -> None:
+    sys.stdout.write(f"{file_sha256(path)}  {path}\n")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -20,13 +29,43 @@ def _fetch(args: argparse.Namespace) -> None:
             entries = load_config(Path(text)).models
             sources += [source for entry in entries for source in entry.sources]
     for path in dict.fromkeys(fetch_all(sources)):
-        sys.stdout.write(f"{file_sha256(path)}  {path}\n")
+        _say_hash(path)
+
+
+def _info(args: argparse.Namespace) -> None:
+    for number, name in enumerate(args.files):
+        path = fetch(Source(name))
+        sys.stdout.write(f"{'' if number == 0 else chr(10)}{path}\n")
+        for key, value in describe(path).items():
+            sys.stdout.write(f"  {key + ':':<15} {value}\n")
+
+
+def _average(args: argparse.Namespace) -> None:
+    """Mean weights, with the first file's config and a word about where they come from."""
+    if len(args.files) < 2:
+        raise InputError("average: give at least two files")
+    check_target(args.output, args.force, (".pth", ".safetensors"))
+    paths = fetch_all([Source(name) for name in args.files])
+    loaded = load_model(paths)
+    facts = read_facts(paths[0])
+    facts["checkpoint_data"] = {"config": facts["checkpoint_data"]["config"]}
+    facts["averaged_from"] = [{"file": p.name, "sha256": file_sha256(p)} for p in paths]
+    write_network(args.output, loaded, facts)
+    _say_hash(args.output)
+
+
+def _export(args: argparse.Namespace) -> None:
+    check_target(args.output, args.force)
+    path = fetch(Source(args.file))
+    load_checkpoint(path)  # an .onnx file has no weights to export
+    write_network(args.output, load_model(path), read_facts(path))
+    _say_hash(args.output)
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m geopose.checkpoints",
-        description="Fetch checkpoint files.",
+        description="Fetch, describe, average and export checkpoint files. FILE is a path or URL.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -38,6 +77,29 @@ def _parser() -> ArgumentParser:
     )
     fetch.add_argument("what", nargs="+", metavar="CONFIG | URL", help="inference config, or URL")
     fetch.set_defaults(run=_fetch)
+
+    info = commands.add_parser("info", help="what a file is: network, fold, epoch, scores, hash")
+    info.add_argument("files", nargs="+", metavar="FILE")
+    info.set_defaults(run=_info)
+
+    force = ArgumentParser(add_help=False)
+    force.add_argument("--force", action="store_true", help="overwrite a file that is there")
+
+    average = commands.add_parser(
+        "average", parents=[force], help="mean weights of several files of one network"
+    )
+    average.add_argument("files", nargs="+", metavar="FILE")
+    average.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="OUT", help=".pth or .safetensors"
+    )
+    average.set_defaults(run=_average)
+
+    export = commands.add_parser(
+        "export", parents=[force], help="the network alone, without what training left in the file"
+    )
+    export.add_argument("file", metavar="FILE")
+    export.add_argument("output", type=Path, metavar="OUT", help=" or ".join(WRITERS))
+    export.set_defaults(run=_export)
     return parser
 
 

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 import geopose
+from geopose.checkpoints.facts import LABELS_CONVERTED, to_plain
 from geopose.checkpoints.pickles import ALLOWED
+from geopose.checkpoints.safetensors_file import SUFFIX as SAFETENSORS
+from geopose.checkpoints.safetensors_file import read_safetensors
 from geopose.data.io import atomic_path
 from geopose.errors import InputError, RunError
 
-LABELS_CONVERTED = "converted"
+ONNX = ".onnx"
 SAVED_VERSIONS = ("torch", "timm", "pytorch-toolbelt", "albumentations", "numpy")
 UNITS = {"agl": "m", "magnitude": "px", "scale": "px/m", "angle": "rad", "gsd": "m/px"}
 
@@ -101,10 +104,10 @@ def _to_disk(path: Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU without running anything in it.
+    """Reads a .pth or .safetensors checkpoint onto the CPU without running anything in it.
 
-    Tensors are memory-mapped where the format allows, so that parts nobody looks at (the
-    optimizer's state) are never read.
+    Tensors are memory-mapped, so that parts nobody looks at (the optimizer's state) are never read;
+    only a .pth in the format of torch before 1.6 has to be read whole.
 
     Raises:
         InputError: no such file, not a checkpoint, truncated, without the needed keys, or holding
@@ -113,11 +116,29 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
+    if path.suffix == ONNX:
+        raise InputError(
+            f"{path}: an .onnx file can be run as a model, but gives no weights; use the .pth or "
+            ".safetensors file that it was made of"
+        )
+    payload = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
+    _require_keys(payload, path, InputError)
+    data = dict(payload["checkpoint_data"])
+    data["config"] = to_plain(data["config"], f"{path}: config")
+    return {**payload, "checkpoint_data": data}
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether reading a checkpoint leaves its tensors on disk until they are looked at."""
+    return path.suffix == SAFETENSORS or zipfile.is_zipfile(path)
+
+
+def _read_pickled(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pickle protocol of garbage
-            payload = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=is_mapped(path) or None
             )
     except _UNREADABLE as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -130,8 +151,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: not a readable checkpoint ({_first_sentence(error)}); copy or download it "
             "again"
         ) from error
-    _require_keys(payload, path, InputError)
-    return payload
 
 
 def _first_sentence(error: BaseException) -> str:
@@ -149,6 +168,18 @@ def _require_keys(payload: Any, path: Path, error: type[InputError] | type[RunEr
         raise error(f"{path}: no model_state_dict in it, so no weights to load")
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
         raise error(f"{path}: model_state_dict must map parameter names to tensors")
+    odd = [
+        k for k, v in weights.items() if v.layout != torch.strided or v.is_quantized or v.is_meta
+    ]
+    if odd:
+        raise error(f"{path}: {odd[0]} is not a plain dense tensor")
+    check_config(payload, path, error)
+
+
+def check_config(
+    payload: Mapping[str, Any], path: Path, error: type[InputError] | type[RunError] = InputError
+) -> None:
+    """Raises `error` unless a checkpoint's content says which network it is."""
     data = payload.get("checkpoint_data")
     config = data.get("config") if isinstance(data, Mapping) else None
     if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):

@@ -5,12 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from geopose.checkpoints.files import LABELS_CONVERTED, load_checkpoint
-from geopose.checkpoints.weights import average_checkpoints, current_names, load_weights_strict
+from geopose.checkpoints.facts import LABELS_CONVERTED, downsample_of, facts_of
+from geopose.checkpoints.files import ONNX, check_config, load_checkpoint
+from geopose.checkpoints.weights import (
+    check_fit,
+    current_names,
+    load_weights_strict,
+    mean_weights,
+)
 from geopose.errors import InputError
-from geopose.models.build import build_model, channel_order
+from geopose.models.build import build_model
+from geopose.models.legacy import current_model_config
+
+# Keys of model configs that only matter to training, or to people.
+_NO_DIFFERENCE = {"pretrained", "slug", "dropout_rate", "drop_path_rate"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,12 @@ class LoadedModel:
 def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
     """Builds the network that a checkpoint describes and fills it with its weights.
 
+    Weights are the only large thing in memory: not read are a .pth's optimizer state and, for an
+    average, more than a small part of one file at a time.
+
     Args:
-        paths: one file, or several whose weights are averaged.
+        paths: one .pth, .safetensors or .onnx file (which onnxruntime will run), or several of the
+            first two whose weights are averaged.
 
     Returns:
         The model in eval mode on the CPU, with channel order and downsampling.
@@ -49,33 +64,93 @@ def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
             average that disagree on the network, its channel order or downsampling.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    source = " + ".join(file.name for file in files)
-    payloads = [load_checkpoint(file) for file in files]
-    facts = [_input_facts(payload, file) for payload, file in zip(payloads, files, strict=True)]
-    if any(fact != facts[0] for fact in facts):
-        raise InputError(f"{source}: cannot be averaged, channel order or downsample differ")
-    config = payloads[0]["checkpoint_data"]["config"]
+    source = " + ".join(file.name for file in files) if len(files) > 1 else str(files[0])
+    facts = _common_facts(files, source)
+    return LoadedModel(
+        _onnx_network(files[0]) if files[0].suffix == ONNX else _network(files, facts, source),
+        facts["checkpoint_data"]["config"],
+        facts["channel_order"],
+        downsample_of(facts, source),
+        facts.get("label_downsample") == LABELS_CONVERTED,
+        source,
+    )
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself (see `facts_of`); its weights stay on disk."""
+    if path.suffix != ONNX:
+        return facts_of(load_checkpoint(path), str(path))
+    from geopose.checkpoints.onnx import read_onnx_facts  # takes a second, and is rarely needed
+
+    facts = read_onnx_facts(path)
+    check_config(facts, path)
+    count = facts.get("parameters")
+    return {**facts_of(facts, str(path)), "parameters": count if isinstance(count, int) else None}
+
+
+def _onnx_network(path: Path) -> nn.Module:
+    from geopose.checkpoints.onnx import OnnxNetwork
+
+    return OnnxNetwork(path)
+
+
+def _network(files: Sequence[Path], facts: Mapping[str, Any], source: str) -> nn.Module:
+    """The network that facts describe, with the mean weights of files, float32, in eval mode."""
     try:
-        model = build_model(config["model"], load_pretrained=False)
+        model = _build(facts["checkpoint_data"]["config"]["model"])
     except InputError as error:
         raise InputError(f"{files[0]}: {error}") from error
-    if len(payloads) == 1:
-        weights = current_names(payloads[0]["model_state_dict"], str(files[0]))
+    for file in files:
+        weights = load_checkpoint(file)["model_state_dict"]
+        check_fit(model, current_names(weights, str(file)), str(file))
+    load_weights_strict(model, mean_weights(files, source), source)
+    return model.float().eval()
+
+
+def _common_facts(files: Sequence[Path], source: str) -> dict[str, Any]:
+    """Facts of the first file, after a look at whether the others go with it."""
+    if len(files) > 1:
+        facts = [facts_of(load_checkpoint(file), str(file)) for file in files]
     else:
-        weights = average_checkpoints(payloads, source)
-    load_weights_strict(model, weights, str(files[0]) if len(files) == 1 else source)
-    order, downsample, converted = facts[0]
-    return LoadedModel(model.float().eval(), config, order, downsample, converted, source)
+        facts = [read_facts(files[0])]
+    for other in facts[1:]:
+        for what, differs in (
+            ("channel order", other["channel_order"] != facts[0]["channel_order"]),
+            ("downsample", downsample_of(other, source) != downsample_of(facts[0], source)),
+            ("label_downsample", other.get("label_downsample") != facts[0].get("label_downsample")),
+            ("network", _model_config(other) != _model_config(facts[0])),
+        ):
+            if differs:
+                raise InputError(f"{source}: cannot be averaged, they differ in {what}")
+    return facts[0]
 
 
-def _input_facts(payload: Mapping[str, Any], path: Path) -> tuple[str, int, bool]:
-    """(channel order, downsample, scale is that of the reduced image) of one checkpoint."""
-    config = payload["checkpoint_data"]["config"]
-    order = payload.get("channel_order") or channel_order(config["model"])
-    if order not in ("rgb", "bgr"):
-        raise InputError(f"{path}: channel_order is {order!r}, must be rgb or bgr")
-    train = config.get("train")
-    downsample = (train.get("downsample") if isinstance(train, Mapping) else None) or 1
-    if not isinstance(downsample, int) or not 1 <= downsample <= 16:
-        raise InputError(f"{path}: train.downsample is {downsample!r}, must be a whole number >= 1")
-    return order, downsample, payload.get("label_downsample") == LABELS_CONVERTED
+def _model_config(facts: Mapping[str, Any]) -> Any:
+    """The model's config without what makes no difference to its predictions."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in _NO_DIFFERENCE}
+        return value
+
+    return strip(current_model_config(facts["checkpoint_data"]["config"]["model"]))
+
+
+def _build(model_config: Mapping[str, Any]) -> nn.Module:
+    """The network without memory for its weights (on the meta device) where that is possible."""
+    try:
+        with torch.device("meta"):
+            model: nn.Module = build_model(model_config, load_pretrained=False)
+    except (InputError, RuntimeError, NotImplementedError):
+        return build_model(model_config, load_pretrained=False)  # or says what is wrong
+    if _computes_more_than_it_saves(model):
+        return build_model(model_config, load_pretrained=False)
+    return model
+
+
+def _computes_more_than_it_saves(model: nn.Module) -> bool:
+    """Whether there are tensors which no file holds, so that they must be computed."""
+    saved = model.state_dict()
+    return any(name not in saved for name, _ in model.named_buffers()) or any(
+        isinstance(value, Tensor) for module in model.modules() for value in vars(module).values()
+    )

@@ -27,12 +27,33 @@ class _PickledDtype:
             raise pickle.UnpicklingError("numpy type with an unknown byte order")
         self.byte_order = state[1]
 
+    def numpy(self) -> np.dtype:
+        """The type itself."""
+        return np.dtype(self.byte_order + self.code)
+
 
 def _numpy_scalar(dtype: _PickledDtype, data: bytes) -> Any:
     """Stands in for numpy's scalar constructor: returns the plain Python number or text."""
     if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("malformed numpy scalar")
-    return np.frombuffer(data, dtype=np.dtype(dtype.byte_order + dtype.code), count=1)[0].item()
+    return np.frombuffer(data, dtype=dtype.numpy(), count=1)[0].item()
+
+
+class _PickledArray(list):
+    """Stands in for a numpy array while a file is read, and ends as the list of its values."""
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        _, shape, dtype, is_fortran, data = state
+        if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("malformed numpy array")
+        flat = np.frombuffer(data, dtype=dtype.numpy())
+        values = flat.reshape(shape, order="F" if is_fortran else "C").tolist()
+        self[:] = values if isinstance(values, list) else [values]
+
+
+def _numpy_array(_kind: Any, _shape: Any, _typecode: Any) -> _PickledArray:
+    """Stands in for numpy's array constructor; the values follow as its state."""
+    return _PickledArray()
 
 
 def _plain_dict(_default_factory: Any = None) -> dict:
@@ -51,6 +72,10 @@ ALLOWED: list[Callable | tuple[Callable, str]] = [
     ),
     (_plain_dict, "collections.defaultdict"),
     (_PickledDtype, "numpy.dtype"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    (_PickledArray, "numpy.ndarray"),
+    *(
+        (stand_in, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for stand_in, name in ((_numpy_scalar, "scalar"), (_numpy_array, "_reconstruct"))
+    ),
 ]

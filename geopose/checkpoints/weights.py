@@ -1,15 +1,17 @@
 """Weights of checkpoints: under today's names, into a model that must fit exactly, averaged."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from geopose.checkpoints.files import is_mapped, load_checkpoint
 from geopose.errors import InputError
 from geopose.models.legacy import rename_state_dict
 
 MAX_NAMED = 5  # parameters named in one error line
+GROUP_BYTES = 64 << 20
 
 
 def current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -20,11 +22,11 @@ def current_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tenso
         raise InputError(f"{source}: {error}") from error
 
 
-def load_weights_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Copies weights into a model whose parameters must be exactly these.
+def check_fit(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Compares names and shapes.
 
     Raises:
-        InputError: names missing, extra or mis-shaped parameters; the model is left unchanged.
+        InputError: names missing, extra, mis-shaped or mis-typed parameters.
     """
     expected = model.state_dict()
     problems = [
@@ -38,11 +40,36 @@ def load_weights_strict(model: nn.Module, state_dict: Mapping[str, Tensor], sour
                 if name in state_dict and state_dict[name].shape != tensor.shape
             ],
         ),
+        _named(
+            "of another type",
+            [
+                f"{name} {state_dict[name].dtype} instead of {tensor.dtype}"
+                for name, tensor in expected.items()
+                if name in state_dict and not _same_kind(state_dict[name], tensor)
+            ],
+        ),
     ]
     found = [problem for problem in problems if problem]
     if found:
         raise InputError(f"{source}: weights do not fit the model: {'; '.join(found)}")
-    model.load_state_dict(state_dict, strict=True)
+
+
+def _same_kind(a: Tensor, b: Tensor) -> bool:
+    """Both real numbers of any precision, or of exactly one type."""
+    return a.dtype == b.dtype or (a.is_floating_point() and b.is_floating_point())
+
+
+def load_weights_strict(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Puts weights into a model whose parameters must be exactly these.
+
+    They are copied, or, into a model on the meta device, which has no memory, taken as they are.
+
+    Raises:
+        InputError: names missing, extra or mis-shaped parameters; the model is left unchanged.
+    """
+    check_fit(model, state_dict, source)
+    on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
+    model.load_state_dict(state_dict, strict=True, assign=on_meta)
 
 
 def _named(what: str, names: list[str]) -> str:
@@ -52,41 +79,83 @@ def _named(what: str, names: list[str]) -> str:
     return f"{len(names)} {what}: {', '.join(names[:MAX_NAMED])}{more}"
 
 
-def average_checkpoints(payloads: Sequence[Mapping[str, Any]], source: str) -> dict[str, Tensor]:
-    """Mean of the weights of several checkpoints, accumulated in float64.
+def mean_weights(paths: Sequence[Path], source: str) -> dict[str, Tensor]:
+    """The weights of a file, or the mean of several files, accumulated in float64.
+
+    Files are read a group of parameters at a time, so that besides the result only a small part of
+    one file is in memory, however many there are and whatever else they hold.
 
     Args:
-        payloads: as `load_checkpoint` returns them.
+        paths: checkpoint files.
         source: their names, for messages.
 
     Returns:
-        Weights under today's names, in the first file's dtypes. Integer buffers (counts of
-        batches) are not averaged: the last file's are kept.
+        Weights under today's names, in the first file's types. Of counts of batches, which have no
+        mean, the largest is taken; other integer buffers must be the same in all files.
 
     Raises:
-        InputError: names or shapes differ between the files.
+        InputError: an unreadable file; names, shapes or integer buffers that differ.
     """
+    first = _weights_of(paths[0])
+    for path in paths[1:]:
+        _check_alike(first, _weights_of(path), source)
+    mapped = all(is_mapped(path) for path in paths)
+    groups = _groups(first) if mapped else [list(first)]
+    types = {name: tensor.dtype for name, tensor in first.items()}
+    del first
+    mean: dict[str, Tensor] = {}
+    for names in groups:
+        for name, total in _sum(paths, names, source).items():
+            counts = not total.is_floating_point()
+            mean[name] = total if counts else (total / len(paths)).to(types[name])
+    return mean
+
+
+def _weights_of(path: Path) -> dict[str, Tensor]:
+    return current_names(load_checkpoint(path)["model_state_dict"], str(path))
+
+
+def _groups(weights: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names in the order of the file, cut where a group has reached its size."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in weights.items():
+        if size > GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.numel() * tensor.element_size()
+    return groups
+
+
+def _check_alike(first: Mapping[str, Tensor], other: Mapping[str, Tensor], source: str) -> None:
+    lonely = sorted(set(first) ^ set(other))
+    if lonely:
+        more = f" and {len(lonely) - MAX_NAMED} more" if len(lonely) > MAX_NAMED else ""
+        raise InputError(
+            f"{source}: cannot be averaged, parameters in one file only: "
+            f"{', '.join(lonely[:MAX_NAMED])}{more}"
+        )
+    for name, tensor in first.items():
+        if other[name].shape != tensor.shape or not _same_kind(other[name], tensor):
+            raise InputError(f"{source}: cannot be averaged, {name} differs in shape or type")
+
+
+def _sum(paths: Sequence[Path], names: Sequence[str], source: str) -> dict[str, Tensor]:
+    """Sum of some parameters over all files, in memory of its own."""
     total: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    for payload in payloads:
-        weights = current_names(payload["model_state_dict"], source)
-        if not total:
-            dtypes = {name: tensor.dtype for name, tensor in weights.items()}
-        elif set(weights) != set(total):
-            raise InputError(
-                f"{source}: cannot be averaged, parameters in one file only: "
-                f"{', '.join(sorted(set(weights) ^ set(total))[:MAX_NAMED])}"
-            )
-        for name, tensor in weights.items():
-            if name in total and total[name].shape != tensor.shape:
-                raise InputError(f"{source}: cannot be averaged, {name} differs in shape")
-            if not tensor.is_floating_point():
-                total[name] = tensor.clone()
-            elif name in total:
-                total[name] += tensor.double()
-            else:
-                total[name] = tensor.to(torch.float64, copy=True)  # never the file's own memory
-    return {
-        name: (tensor / len(payloads)).to(dtypes[name]) if tensor.is_floating_point() else tensor
-        for name, tensor in total.items()
-    }
+    for path in paths:
+        weights = _weights_of(path)
+        for name in names:
+            value = weights[name]
+            if value.is_floating_point() and len(paths) > 1:
+                value = value.double()
+            if name not in total:
+                total[name] = value.clone(memory_format=torch.contiguous_format)
+            elif value.is_floating_point():
+                total[name] += value
+            elif name.endswith("num_batches_tracked"):
+                total[name] = torch.maximum(total[name], value)
+            elif not torch.equal(total[name], value):
+                raise InputError(f"{source}: cannot be averaged, integer buffer {name} differs")
+    return total

@@ -1,0 +1,64 @@
+"""A loaded network in, a file for inference out: without optimizer state, under today's names."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from geopose.checkpoints.files import ONNX, save_checkpoint
+from geopose.checkpoints.load import LoadedModel
+from geopose.checkpoints.safetensors_file import SUFFIX as SAFETENSORS
+from geopose.checkpoints.safetensors_file import write_safetensors
+from geopose.errors import InputError
+from geopose.targets import check_file_target
+
+_Writer = Callable[[Path, LoadedModel, Mapping[str, Any]], None]
+
+
+def _write_pth(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
+    # A file that says nothing about its labels must not begin to: their meaning would change.
+    labels = {"label_downsample": facts.get("label_downsample")}
+    save_checkpoint(path, {**facts, **labels, "model_state_dict": loaded.model.state_dict()})
+
+
+def _write_safetensors(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
+    write_safetensors(path, loaded.model.state_dict(), facts)
+
+
+def _write_onnx(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
+    from geopose.checkpoints.onnx import export_onnx  # takes a second, and is rarely needed
+
+    export_onnx(path, loaded, facts)
+
+
+WRITERS: dict[str, _Writer] = {
+    ".pth": _write_pth, SAFETENSORS: _write_safetensors, ONNX: _write_onnx,
+}  # fmt: skip
+
+
+def check_target(path: Path, force: bool, suffixes: tuple[str, ...] = tuple(WRITERS)) -> None:
+    """Finds out before any work whether a file can be written.
+
+    Raises:
+        InputError: unknown kind of file, one that is there already (unless `force`), or a place
+            that cannot be written to.
+    """
+    if path.suffix not in suffixes:
+        raise InputError(f"{path}: the name must end with {' or '.join(suffixes)}")
+    check_file_target(path, "output")
+    if path.exists() and not force:
+        raise InputError(f"{path}: is there already; give another name, or --force")
+
+
+def write_network(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
+    """Writes a network in the format of the file's name.
+
+    Args:
+        path: one of the suffixes in `WRITERS`.
+        loaded: the network.
+        facts: of its checkpoint, see `facts_of`.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    WRITERS[path.suffix](path, loaded, facts)

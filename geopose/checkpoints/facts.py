@@ -1,0 +1,115 @@
+"""What a checkpoint says beside its weights: taken from its payload, checked, made plain.
+
+Facts are JSON: they travel in the metadata of .safetensors and .onnx files as they do in a .pth.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from geopose.errors import InputError
+from geopose.models.build import channel_order
+
+LABELS_CONVERTED = "converted"
+METADATA_KEY = "geopose"  # under which files that are not .pth keep their facts
+MAX_VALUES = 100_000
+MAX_DEPTH = 60
+_CARRIED = ("channel_order", "label_downsample", "versions", "units", "averaged_from")
+# The names under which trainers of several years keep the same thing.
+_EPOCH_KEYS = ("epoch", "stage_epoch_step", "global_epoch_step")
+_METRICS_KEYS = ("metrics", "epoch_metrics")
+
+
+def to_plain(value: Any, where: str) -> Any:
+    """A copy made of dicts with text keys, lists, text, numbers, true, false and None.
+
+    Args:
+        value: from a file that nobody vouches for.
+        where: how messages name it.
+
+    Raises:
+        InputError: something else is in it, or so much that it is no description any more.
+    """
+    left = MAX_VALUES
+
+    def walk(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > MAX_DEPTH:
+            raise InputError(
+                f"{where}: refused, holds over {MAX_VALUES} values or {MAX_DEPTH} deep"
+            )
+        if value is None or isinstance(value, bool | float | str):
+            return value
+        if isinstance(value, int) and abs(value) < 2**64:
+            return value
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return value.item()
+        if isinstance(value, Mapping):
+            return {str(walk(key, depth + 1)): walk(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | set):
+            return [walk(item, depth + 1) for item in value]
+        raise InputError(
+            f"{where}: holds a {type(value).__name__}, only numbers, text and plain containers can "
+            "be there"
+        )
+
+    return walk(value, 0)
+
+
+def facts_of(payload: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The facts of a checkpoint, whatever trainer wrote it.
+
+    Returns:
+        `checkpoint_data` (config, and epoch and metrics if known), `channel_order`, and those of
+        `label_downsample`, `versions`, `units` and `averaged_from` that the file has.
+
+    Raises:
+        InputError: they hold what cannot be there, or an unknown channel order.
+    """
+    data = payload["checkpoint_data"]
+    facts = {key: to_plain(payload[key], f"{where}: {key}") for key in _CARRIED if key in payload}
+    facts["checkpoint_data"] = {"config": to_plain(data["config"], f"{where}: config")}
+    for name, keys in (("epoch", _EPOCH_KEYS), ("metrics", _METRICS_KEYS)):
+        found = [place[key] for place in (data, payload) for key in keys if key in place]
+        if found:
+            facts["checkpoint_data"][name] = to_plain(found[0], f"{where}: {name}")
+    order = facts.get("channel_order") or channel_order(data["config"]["model"])
+    if order not in ("rgb", "bgr"):
+        raise InputError(f"{where}: channel_order is {order!r}, must be rgb or bgr")
+    facts["channel_order"] = order
+    return facts
+
+
+def downsample_of(facts: Mapping[str, Any], where: str) -> int:
+    """By how much images are reduced before the network; 1 = not."""
+    train = facts["checkpoint_data"]["config"].get("train")
+    downsample = (train.get("downsample") if isinstance(train, Mapping) else None) or 1
+    if not isinstance(downsample, int) or not 1 <= downsample <= 16:
+        raise InputError(
+            f"{where}: train.downsample is {downsample!r}, must be a whole number from 1 to 16"
+        )
+    return downsample
+
+
+def facts_to_text(facts: Mapping[str, Any]) -> str:
+    """Facts as a file's metadata holds them."""
+    return json.dumps(facts)
+
+
+def facts_from_text(text: str | None, where: str) -> dict[str, Any]:
+    """The reverse of `facts_to_text`; InputError if the file did not come from here."""
+    if text is None:
+        raise InputError(
+            f"{where}: does not say which network it is (no {METADATA_KEY!r} in its metadata); "
+            "write it with python -m geopose.checkpoints export"
+        )
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: its {METADATA_KEY!r} metadata is not readable") from error
+    if not isinstance(facts, dict):
+        raise InputError(f"{where}: its {METADATA_KEY!r} metadata is not a mapping")
+    return facts

@@ -1,0 +1,80 @@
+"""A checkpoint file in, what it is in words out."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from geopose.checkpoints.facts import downsample_of
+from geopose.checkpoints.fetch import file_sha256
+from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.load import read_facts
+from geopose.construct import TARGET
+from geopose.models.build import model_slug
+from geopose.models.legacy import current_model_config
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def describe(path: Path) -> dict[str, str]:
+    """Architecture, slug, fold, epoch, metrics, parameters, channel order, downsample, versions
+    and SHA-256 of a checkpoint, as text; what the file does not say is left out.
+
+    Raises:
+        InputError: unreadable file, or a config that describes no network.
+    """
+    facts = read_facts(path)
+    # An .onnx file has folded some of its weights away, and says how many there were.
+    count = facts.get("parameters") or _count(load_checkpoint(path)["model_state_dict"])
+    data = facts["checkpoint_data"]
+    config = data["config"]
+    described = {
+        "architecture": _architecture(config["model"]),
+        "slug": model_slug(config["model"]),
+        "fold": _inner(config, "dataset", "fold"),
+        "epoch": data.get("epoch"),
+        "metrics": ", ".join(_numbers(data.get("metrics", {}))),
+        "parameters": f"{count:,}",
+        "channel order": facts["channel_order"],
+        "downsample": downsample_of(facts, str(path)),
+        "averaged from": ", ".join(item["file"] for item in facts.get("averaged_from", [])),
+        "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
+        "sha256": file_sha256(path),
+    }
+    return {key: str(value) for key, value in described.items() if value not in (None, "")}
+
+
+def _inner(config: Mapping[str, Any], section: str, key: str) -> Any:
+    part = config.get(section)
+    return part.get(key) if isinstance(part, Mapping) else None
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    """Numbers that training adjusts."""
+    trained = (tensor for name, tensor in weights.items() if not name.endswith(_BUFFERS))
+    return sum(tensor.numel() for tensor in trained if tensor.is_floating_point())
+
+
+def _architecture(model_config: Any) -> str:
+    """The parts by their constructors, with the encoder's name and the decoder's kind."""
+    parts = current_model_config(model_config)
+    words = []
+    for name in ("encoder", "decoder", "agl_head", "orientation_head"):
+        part = parts.get(name)
+        part = part if isinstance(part, Mapping) else {}
+        target = str(part.get(TARGET, "")).rpartition(".")[2]
+        details = [part.get(key) for key in ("name", "block_type", "upsample", "channels")]
+        words.append(" ".join(str(word) for word in [target, *details] if word))
+    return "; ".join(words)
+
+
+def _numbers(metrics: Any, prefix: str = "") -> Iterator[str]:
+    """`valid/loss 0.5` for every number in nested metrics."""
+    if isinstance(metrics, Mapping):
+        for key, value in metrics.items():
+            yield from _numbers(value, f"{prefix}/{key}" if prefix else key)
+    elif isinstance(metrics, float):
+        yield f"{prefix} {metrics:.6g}"
+    elif metrics is not None:
+        yield f"{prefix} {metrics}"

@@ -1,0 +1,185 @@
+"""Networks as .onnx files: the same answers at any size, everything said, and no harm done."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from geopose.checkpoints.__main__ import main
+from geopose.checkpoints.files import save_checkpoint
+from geopose.checkpoints.load import load_model
+from geopose.cli import run_command
+from geopose.data.io import read_agl_m, read_vflow
+from geopose.errors import InputError
+from geopose.inference.command import submit
+from tests.tiny_run import tiny_payload, write_checkpoint, write_config, write_split
+
+OUTPUTS = {
+    "agl": "OUTPUT_AGL_MASK", "magnitude": "OUTPUT_MAGNITUDE_MASK",
+    "scale": "OUTPUT_VFLOW_SCALE", "direction": "OUTPUT_VFLOW_DIRECTION",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a.pth, of BGR planes at half size, and a.onnx made of it."""
+    folder = tmp_path_factory.mktemp("onnx")
+    payload = tiny_payload(seed=3, channel_order="bgr")
+    payload["checkpoint_data"]["config"]["train"]["downsample"] = 2
+    payload["checkpoint_data"]["config"]["dataset"] = {"fold": 4}
+    save_checkpoint(folder / "a.pth", payload)
+    assert run_command(main, ["export", str(folder / "a.pth"), str(folder / "a.onnx")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width"), [(1, 64, 64), (3, 97, 130), (2, 33, 200), (1, 160, 31)]
+)
+def test_onnxruntime_agrees_with_torch(exported: Path, batch: int, height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(height)
+    image = torch.randn((batch, 3, height, width), generator=generator)
+    gsd = torch.rand((batch, 1), generator=generator)
+    session = onnxruntime.InferenceSession(exported / "a.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(list(OUTPUTS), {"image": image.numpy(), "gsd": gsd.numpy()})
+    model = load_model(exported / "a.pth").model
+    with torch.inference_mode():
+        expected = model(image, gsd)
+    for value, key in zip(found, OUTPUTS.values(), strict=True):
+        wanted = expected[key].numpy()
+        assert value.shape == wanted.shape
+        assert value.dtype == np.float32
+        assert np.abs(value - wanted).max() <= 1e-3 * np.abs(wanted).max(), key
+
+
+def test_metadata_says_how_to_use_it(exported: Path) -> None:
+    session = onnxruntime.InferenceSession(exported / "a.onnx", providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert said["channel_order"] == "bgr"
+    assert json.loads(said["mean"]) == [0.485, 0.456, 0.406]
+    assert json.loads(said["std"]) == [0.229, 0.224, 0.225]
+    assert "255" in said["normalization"]
+    assert "metres" in said["units"]
+    assert (said["downsample"], said["scale_and_gsd_of"]) == ("2", "reduced image")
+    assert json.loads(said["geopose"])["checkpoint_data"]["config"]["dataset"] == {"fold": 4}
+    image, gsd = session.get_inputs()
+    assert (image.name, gsd.name) == ("image", "gsd")
+    assert (image.shape, gsd.shape) == (["batch", 3, "height", "width"], ["batch", 1])
+    assert session.get_outputs()[0].shape == ["batch", 1, "height", "width"]
+
+
+def test_info_of_both_files_is_the_same(exported: Path, capsys) -> None:
+    said = []
+    for name in ("a.pth", "a.onnx"):
+        assert run_command(main, ["info", str(exported / name)]) == 0
+        said.append(capsys.readouterr().out.splitlines()[1:-1])
+    assert said[0] == said[1]
+    assert any("parameters" in line for line in said[0])
+
+
+def test_submit_runs_onnx_files_beside_others(exported: Path, tmp_path: Path) -> None:
+    """Alone and in a mixture, with views and batches, at sizes that 32 does not divide."""
+    other = write_checkpoint(tmp_path / "b.pth", seed=5)
+    data = write_split(tmp_path / "data")
+    for mode in ("alone", "mixed"):
+        found = []
+        for suffix in (".pth", ".onnx"):
+            folder = tmp_path / mode / suffix
+            folder.mkdir(parents=True)
+            models = [exported / f"a{suffix}", *([other] if mode == "mixed" else [])]
+            config = write_config(folder / "c.yaml", models, batch_size=2)
+            arguments = [str(config), "--data-dir", str(data), "ensemble.tta=fliplr"]
+            assert run_command(submit, arguments) == 0
+            found.append(folder / "out/submission")
+        for path in sorted(found[0].iterdir()):
+            same = found[1] / path.name
+            if path.suffix == ".tif":
+                np.testing.assert_allclose(read_agl_m(path), read_agl_m(same), atol=0.011)
+            else:
+                np.testing.assert_allclose(read_vflow(path), read_vflow(same), rtol=1e-4)
+
+
+def spoil(name: str, model: onnx.ModelProto) -> None:
+    graph = model.graph
+    if name == "weights elsewhere":
+        tensor = graph.initializer[0]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.ClearField("raw_data")
+        tensor.external_data.add(key="location", value="../../../etc/passwd")
+    elif name == "weights elsewhere, in a constant":
+        value = onnx.TensorProto(data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+        value.external_data.add(key="location", value="/etc/passwd")
+        graph.node.append(onnx.helper.make_node("Constant", [], ["x"], value=value))
+    elif name == "custom operator":
+        graph.node.append(onnx.helper.make_node("Run", ["gsd"], ["x"], domain="evil.ops"))
+    elif name == "unknown operator":
+        graph.node.append(onnx.helper.make_node("Run", ["gsd"], ["x"]))
+    elif name == "other inputs":
+        graph.input.add().CopyFrom(
+            onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1])
+        )
+    elif name == "other outputs":
+        del graph.output[0]
+    elif name == "not ours":
+        del model.metadata_props[:]
+    elif name == "facts that are none":
+        next(e for e in model.metadata_props if e.key == "geopose").value = '{"checkpoint_data": 1}'
+    elif name == "facts not JSON":
+        next(e for e in model.metadata_props if e.key == "geopose").value = "[" * 10**5
+
+
+BAD = {
+    "weights elsewhere": "weights in other files",
+    "weights elsewhere, in a constant": "weights in other files",
+    "custom operator": "operator evil.ops.Run",
+    "unknown operator": "onnxruntime cannot run it",
+    "other inputs": "has inputs .*more",
+    "other outputs": "outputs",
+    "not ours": "does not say which network",
+    "facts that are none": "network is unknown",
+    "facts not JSON": "not readable",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_hostile_files_are_refused_in_one_line(exported: Path, tmp_path: Path, name: str) -> None:
+    model = onnx.load_model(exported / "a.onnx")
+    spoil(name, model)
+    (tmp_path / "b.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=rf"b\.onnx: .*{BAD[name]}") as caught:
+        load_model(tmp_path / "b.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_refused_in_one_line(exported: Path, tmp_path: Path) -> None:
+    good = (exported / "a.onnx").read_bytes()
+    for bad in (b"", b"garbage" * 50, good[:100], good[: len(good) // 2], good[:-1]):
+        (tmp_path / "b.onnx").write_bytes(bad)
+        with pytest.raises(InputError, match=r"b\.onnx: ") as caught:
+            load_model(tmp_path / "b.onnx")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["average", "export", "averaging config"])
+def test_where_weights_are_needed_it_is_refused(exported: Path, tmp_path, capsys, command) -> None:
+    path, out = str(exported / "a.onnx"), str(tmp_path / "out.pth")
+    if command == "average":
+        assert run_command(main, ["average", path, path, "-o", out]) == 2
+    elif command == "export":
+        assert run_command(main, ["export", path, out]) == 2
+    else:
+        data = write_split(tmp_path / "data", [(64, 64)])
+        config = write_config(tmp_path / "c.yaml", [{"average_checkpoints": [path, path]}])
+        assert run_command(submit, [str(config), "--data-dir", str(data)]) == 2
+    assert "gives no weights" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_cuda_in_onnxruntime_it_says_so_and_uses_the_cpu(exported, monkeypatch, caplog):
+    model = load_model(exported / "a.onnx").model
+    assert model.to("cpu") is model
+    session = model._session(torch.device("cuda", 0))
+    assert session is model._session(torch.device("cpu"))
+    assert "runs on the CPU: onnxruntime has no CUDA" in caplog.text
