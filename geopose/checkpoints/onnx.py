@@ -7,6 +7,7 @@ metadata. Input `image` is N x 3 x H x W float32, in the order of `channel_order
 (sin a, cos a) of any length). N, H and W are free.
 """
 
+import copy
 import json
 import logging
 import warnings
@@ -22,7 +23,9 @@ import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state
 import torch
 from google.protobuf.message import DecodeError
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from geopose import keys
 from geopose.checkpoints.facts import METADATA_KEY, facts_from_text, facts_to_text
@@ -59,16 +62,42 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (  # onnxruntime's own have no co
 
 
 class _Named(nn.Module):
-    """The network with its outputs in the order of `OUTPUTS`."""
+    """A copy of the network whose outputs come in the order of `OUTPUTS`, made for export."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, Conv2dSame):
+                self.model.set_submodule(name, _FixedPadding(module))
 
     def forward(self, image: Tensor, gsd: Tensor) -> tuple[Tensor, ...]:
         """Outputs as a tuple."""
         output = self.model(image, gsd)
         return tuple(output[key] for key in OUTPUTS.values())
+
+
+class _FixedPadding(nn.Module):
+    """TensorFlow's "same" convolution for sizes that its stride divides, as in a padded image.
+
+    The padding is then always the same. Computed from each map's size, it would take the exporter
+    minutes to follow through a large encoder.
+    """
+
+    def __init__(self, conv: Conv2dSame) -> None:
+        super().__init__()
+        self.conv = conv
+        self.padding: list[int] = []
+        for axis in (1, 0):
+            reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+            total = max(0, reach + 1 - conv.stride[axis])
+            self.padding += [total // 2, total - total // 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pads and convolves."""
+        c = self.conv
+        x = F.pad(x, self.padding)
+        return F.conv2d(x, c.weight, c.bias, c.stride, 0, c.dilation, c.groups)
 
 
 def export_onnx(path: Path, loaded: "LoadedModel", facts: Mapping[str, Any]) -> None:
