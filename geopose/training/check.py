@@ -50,6 +50,8 @@ _LIMITS = {
     "train.save_every_minutes": _Limit(optional=True),
     "train.max_skipped_share": _Limit(most=1.0),
     "train.ema": _Limit(above=True, most=1.0, optional=True),
+    "train.loaders.train.prefetch": _COUNT,
+    "train.loaders.valid.prefetch": _COUNT,
     "train.loaders.valid.batch_size": _COUNT,
     "optimizer.lr": _POSITIVE,
     "optimizer.weight_decay": _Limit(),

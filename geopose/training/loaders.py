@@ -31,6 +31,13 @@ def _start_worker(worker_id: int) -> None:
     ignore_in_worker()
 
 
+def _workers(count: int, prefetch: int) -> dict[str, Any]:
+    """Worker processes that live as long as the run, and how many batches each prepares ahead."""
+    if count == 0:
+        return {"num_workers": 0}
+    return {"num_workers": count, "persistent_workers": True, "prefetch_factor": prefetch}
+
+
 def build_loaders(
     cfg: Mapping[str, Any], resources: Resources, device: torch.device
 ) -> dict[str, DataLoader]:
@@ -78,16 +85,14 @@ def build_loaders(
             batch_size=cfg["batch_size"],
             sampler=sampler,
             drop_last=len(sampler) >= cfg["batch_size"],
-            num_workers=resources.train_workers,
-            persistent_workers=resources.train_workers > 0,
+            **_workers(resources.train_workers, train["loaders"]["train"]["prefetch"]),
             **common,
         ),
         "valid": DataLoader(
             valid_set,
             batch_size=train["loaders"]["valid"]["batch_size"],
             sampler=ShardSampler(len(valid_set)),
-            num_workers=resources.valid_workers,
-            persistent_workers=resources.valid_workers > 0,
+            **_workers(resources.valid_workers, train["loaders"]["valid"]["prefetch"]),
             **common,
         ),
     }
