@@ -1,12 +1,14 @@
 """How inference scales: images a second with more processes, memory with more images.
 
     python benchmarks/scaling.py processes [--images 12] [--size 1024] [--repeats 3]
+    python benchmarks/scaling.py decoding [the same]
     python benchmarks/scaling.py memory [--size 512]
 
 Runs the real commands on made-up images, with a network of random weights. `processes` compares one
-process on one core with one process a core; layouts take turns, so that whatever else the machine
-does disturbs all of them alike. `memory` compares the largest resident memory of one process over
-10, 100 and 500 images.
+process on one core with one process a core; `decoding` compares images decoded when they are needed
+with images decoded ahead, by processes that take their time from the same cores. Layouts take turns,
+so that whatever else the machine does disturbs all of them alike. `memory` compares the largest
+resident memory of one process over 10, 100 and 500 images.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from geopose.data.io import write_png
 from geopose.models.build import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
+Layouts = dict[str, tuple[list[str], set[int]]]  # name -> (command, cores it may use)
 _SUBMIT = """
 import resource, sys
 from geopose.cli import run_command
@@ -84,29 +87,42 @@ def run(arguments: list[str], cores: set[int]) -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-def compare_processes(folder: Path, images: int, size: int, model: str, repeats: int) -> None:
-    """Prints images a second of one process on one core, and of one process on every core."""
-    data = make_data(folder / "data", images, size)
-    config = write_config(folder, make_checkpoint(folder / "model.pth", model))
-    every = sorted(os.sched_getaffinity(0))
-    common = [str(config), "--data-dir", str(data), "--force"]
-    layouts = {
-        "1 process, 1 core": (["submit.py", *common], {every[0]}),
+def process_layouts(common: list[str], every: list[int]) -> Layouts:
+    """One process on one core, and one process on every core."""
+    return {
+        "1 process, 1 core": (["submit.py", *common], set(every[:1])),
         f"{len(every)} processes, {len(every)} cores": (
             ["submit_ddp.py", *common, "--nproc", str(len(every))],
             set(every),
         ),
     }
+
+
+def decoding_layouts(common: list[str], every: list[int]) -> Layouts:
+    """One process that decodes when an image is needed, and with decoders beside it."""
+    return {
+        f"{workers} decoding processes": (
+            ["submit.py", *common, f"inference.num_workers={workers}"],
+            set(every),
+        )
+        for workers in range(len(every) + 1)
+    }
+
+
+def compare(layouts: Layouts, images: int, repeats: int) -> None:
+    """Prints images a second and waiting times of each layout."""
     speeds: dict[str, list[float]] = {name: [] for name in layouts}
+    waits: dict[str, str] = {}
     for _ in range(repeats):
         for name, (arguments, cores) in layouts.items():
             said = run(arguments, cores).stderr
             speeds[name].append(images / float(re.findall(r"images in ([\d.]+) s", said)[-1]))
+            waits[name] = re.findall(r"the models (waited .*)", said)[-1]
     first = statistics.median(next(iter(speeds.values())))
     for name, values in speeds.items():
         middle = statistics.median(values)
         each = ", ".join(f"{value:.3f}" for value in values)
-        print(f"{name}: {middle:.3f} images/s ({each}), x {middle / first:.2f}")
+        print(f"{name}: {middle:.3f} images/s ({each}), x {middle / first:.2f}; {waits[name]}")
 
 
 def compare_memory(folder: Path, size: int, model: str) -> None:
@@ -122,7 +138,7 @@ def compare_memory(folder: Path, size: int, model: str) -> None:
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("what", choices=("processes", "memory"))
+    parser.add_argument("what", choices=("processes", "decoding", "memory"))
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--model", default="mobilenet_unet", help="one of configs/model")
@@ -132,10 +148,15 @@ def main() -> None:
     print(f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {arguments.model}")
     with tempfile.TemporaryDirectory() as name:
         folder, size, model = Path(name), arguments.size, arguments.model
-        if arguments.what == "processes":
-            compare_processes(folder, arguments.images, size, model, arguments.repeats)
-        else:
+        if arguments.what == "memory":
             compare_memory(folder, size, model)
+            return
+        data = make_data(folder / "data", arguments.images, size)
+        config = write_config(folder, make_checkpoint(folder / "model.pth", model))
+        layouts = process_layouts if arguments.what == "processes" else decoding_layouts
+        common = [str(config), "--data-dir", str(data), "--force"]
+        every = sorted(os.sched_getaffinity(0))
+        compare(layouts(common, every), arguments.images, arguments.repeats)
 
 
 if __name__ == "__main__":
