@@ -6,7 +6,7 @@
 
 Runs the real commands on made-up images, with a network of random weights. `processes` compares one
 process on one core with one process a core; `decoding` compares images decoded when they are needed
-with images decoded ahead, by processes that take their time from the same cores. Layouts take turns,
+with images decoded ahead, by processes on the same cores. Layouts take turns,
 so that whatever else the machine does disturbs all of them alike. `memory` compares the largest
 resident memory of one process over 10, 100 and 500 images.
 """
