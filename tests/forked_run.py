@@ -3,6 +3,7 @@
 A fork has the libraries loaded already, so a run of seconds is not preceded by seconds of imports.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -51,6 +52,7 @@ def run_forked(
         if log is not None:
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        logging.getLogger().handlers.clear()  # pytest's; the command sets up its own
         prepare(rank)
         return run_command(lambda _: _discard(fit(composed(*arguments), list(arguments))))
 

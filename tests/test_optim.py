@@ -1,5 +1,6 @@
 """Optimizers and schedules do what their config says."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from geopose.errors import InputError
 from geopose.training.optim import build_optimizer, build_scheduler
+from tests.training_run import composed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 1000
@@ -22,12 +24,10 @@ class Net(nn.Module):
 
 
 def optimizer_config(option: str, **changes: object) -> dict:
-    base = OmegaConf.load(CONFIGS / "optimizer/base.yaml")
-    own = OmegaConf.load(CONFIGS / f"optimizer/{option}.yaml")
-    own.pop("defaults", None)
-    merged = OmegaConf.to_container(OmegaConf.merge(base, own))
-    assert isinstance(merged, dict)
-    return {**merged, **changes}
+    """The optimizer block as train.py composes it."""
+    block = OmegaConf.to_container(composed(f"optimizer={option}").optimizer)
+    assert isinstance(block, dict)
+    return {**block, **changes}
 
 
 def rates(name: str, lr: float = 1e-3) -> list[float]:
@@ -61,6 +61,51 @@ def test_every_shipped_optimizer_lowers_a_loss(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
+    """Steps with a save and a load between them are those without, to the last bit."""
+
+    def steps(model: Net, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+        for number in numbers:
+            torch.manual_seed(number)
+            model.head(model.encoder(torch.randn(8, 3))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = build_optimizer(model, optimizer_config(name), processes=1)
+    steps(model, optimizer, range(7))
+    file = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict()), file)
+    file.seek(0)
+    steps(model, optimizer, range(7, 15))
+    weights, state = torch.load(file, weights_only=True)
+    other = Net()
+    resumed = build_optimizer(other, optimizer_config(name), processes=1)
+    other.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    steps(other, resumed, range(7, 15))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_the_innermost_named_layer_gives_the_rate() -> None:
+    model = Net()
+    layers = {"encoder": 0.1, "encoder.bias": 0.5}
+    optimizer = build_optimizer(model, optimizer_config("adamw", layerwise=layers), processes=1)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert rate[id(model.encoder.weight)] == pytest.approx(1e-5)
+    assert rate[id(model.encoder.bias)] == pytest.approx(5e-5)
+    assert rate[id(model.head.weight)] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("layers", [{"encodr": 0.1}, {"encoder": -1}, {"encoder": "slow"}])
+def test_rates_of_layers_that_cannot_be_are_refused(layers: dict) -> None:
+    with pytest.raises(InputError, match=r"optimizer\.layerwise"):
+        build_optimizer(Net(), optimizer_config("adamw", layerwise=layers), processes=1)
 
 
 def test_rates_grow_with_processes_and_shrink_for_the_encoder() -> None:

