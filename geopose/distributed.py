@@ -65,8 +65,31 @@ def init_from_env() -> torch.device:
         torch.cuda.set_device(device)
     if launched() and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+        gpu = device if backend == "nccl" else None
+        store = _restarted_store()
+        if store is None:
+            dist.init_process_group(backend, device_id=gpu)
+        else:
+            dist.init_process_group(
+                backend, device_id=gpu, store=store, rank=rank(), world_size=world_size()
+            )
     return device
+
+
+def _restarted_store() -> dist.Store | None:
+    """Where processes that torchrun has restarted meet; None = where torch meets by itself.
+
+    torchrun keeps one store for all attempts, in which the addresses of the processes that have
+    died are still found. On one machine, every process knows the number of the attempt. On several
+    they count apart: there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 gives each attempt its own store.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    if attempt == "0" or not shared or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size(), is_master=False)
+    return dist.PrefixStore(f"attempt_{attempt}", store)
 
 
 def shutdown() -> None:

@@ -51,6 +51,7 @@ protocol+=("optimizer.lr=$("$PYTHON" -c "print(2e-4 / $processes)")")
 
 if [ "$NNODES" -gt 1 ]; then
     [ -n "${RDZV_ENDPOINT:-}" ] || fail "NNODES=$NNODES needs RDZV_ENDPOINT=HOST:PORT"
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # restarted processes must not find the dead ones
     meeting=(--rdzv_backend=c10d "--rdzv_endpoint=$RDZV_ENDPOINT"
         "--rdzv_id=${RDZV_ID:-${SLURM_JOB_ID:-geopose}}")
 else

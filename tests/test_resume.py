@@ -17,7 +17,6 @@ from geopose.checkpoints.files import load_checkpoint
 from geopose.errors import InputError
 from geopose.training import resume
 from geopose.training.callbacks import ScoreCallback
-from geopose.training.reports import MetricsFileCallback
 from geopose.training.runner import GeoposeRunner
 from tests.forked_run import kill_at_call, run_forked
 from tests.training_run import tiny_overrides, train, weights
@@ -43,14 +42,11 @@ FOLDER = "checkpoints_mean_r2"
 Trap = Callable[[], None]
 # An epoch is 8 training batches, then one of validation and one more with the average.
 KILLS: dict[str, tuple[Any, str, int]] = {
-    "first step": (GeoposeRunner, "handle_batch", 1),
     "in the middle of an accumulation": (GeoposeRunner, "handle_batch", 4),
     "second epoch": (GeoposeRunner, "handle_batch", 10 + 3),
     "in validation": (ScoreCallback, "on_batch_end", 9),
-    "in validation of the average": (ScoreCallback, "on_batch_end", 10),
     "between best and last checkpoint": (resume, "_write_last", 5),
     "in the middle of a save": (files, "_to_disk", 9),
-    "before the table is written": (MetricsFileCallback, "on_epoch_end", 2),
 }
 
 

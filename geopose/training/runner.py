@@ -7,6 +7,7 @@ sharded by us, so that validation counts each image once.
 
 import contextlib
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -327,6 +328,8 @@ def _wrap(network: nn.Module, device: torch.device, find_unused: bool) -> nn.Mod
     """The network whose backward pass averages gradients over the processes, if there are more."""
     if not is_distributed():
         return network
+    # torch renames the argument for buffers, keeping its meaning: nothing a user could act on
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     model = DistributedDataParallel(
         network,
         device_ids=[device.index] if device.type == "cuda" else None,
