@@ -1,6 +1,6 @@
 """Does bf16 learn as well as fp32: the sample model from several seeds in both, equal epochs.
 
-    python benchmarks/precision.py --data-dir runs/quickstart/data [--epochs 4] [--seeds 3]
+    python benchmarks/precision.py --data-dir runs/quickstart/data [--epochs 2] [--seeds 3]
 
 Each training sees the same number of crops, whatever its speed. Trainings of one thread each run
 side by side, one a core. The score is that of the last epoch on whole validation images (fold 0):
@@ -20,9 +20,11 @@ from pathlib import Path
 
 import torch
 
-from geopose.cores import usable_cores
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from geopose.cores import usable_cores  # noqa: E402
+
 TOLERANCE = 0.005
 COLUMNS = ("metrics/mean_r2", "metrics/agl_r2", "metrics/vflow_r2")
 
@@ -93,7 +95,7 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", type=Path, required=True, help="of a sample city")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_precision"))
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each precision")
     parser.add_argument("--jobs", type=int, default=usable_cores(), help="trainings at a time")
     parser.add_argument("extra", nargs="*", metavar="KEY=VALUE", help="further keys of train.py")

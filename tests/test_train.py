@@ -27,7 +27,12 @@ def run_command_line(
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     env.pop("DRIVENDATA_OVERHEAD_GEOPOSE", None)
     return subprocess.run(
-        [*command, *arguments], cwd=cwd, env={**env, **environment}, capture_output=True, text=True
+        [*command, *arguments],
+        cwd=cwd,
+        env={**env, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -205,7 +210,8 @@ def test_another_channel_order_is_refused(run_dir: Path, sample_dir: Path, tmp_p
 def test_command_line_trains_two_processes_and_counts_each_image_once(
     sample_dir: Path, tmp_path: Path
 ) -> None:
-    arguments = tiny_overrides(sample_dir, tmp_path / "run", "dataset.num_folds=3")
+    workers = [f"train.loaders.{name}.num_workers=1" for name in ("train", "valid")]
+    arguments = tiny_overrides(sample_dir, tmp_path / "run", "dataset.num_folds=3", *workers)
     done = run_command_line(arguments, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 2/2  train loss") == 1  # one line, of rank 0

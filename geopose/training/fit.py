@@ -39,7 +39,7 @@ from geopose.training.check import check_config, check_loss, check_metrics
 from geopose.training.ema import build_ema
 from geopose.training.interrupt import StopSignal
 from geopose.training.keep import CheckpointCallback
-from geopose.training.loaders import build_loaders
+from geopose.training.loaders import build_loaders, end_workers
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.precision import Precision
 from geopose.training.reports import MetricsFileCallback, ProgressCallback, SpeedCallback
@@ -260,7 +260,10 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
         else:
             parts = _prepare(start, device)
             _announce(start, parts, device)
-            _run(parts, signals)
+            try:
+                _run(parts, signals)
+            finally:
+                end_workers(parts.loaders.values())
             _report(start.cfg, parts)
     # Not after an error: the others would fail at the closed connection, and the launcher would end
     # this process before it has said what was wrong.

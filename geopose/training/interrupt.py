@@ -39,6 +39,10 @@ class StopSignal:
 
 
 def ignore_in_worker() -> None:
-    """For loader workers: a signal to the whole job must not end them before the last save."""
+    """For loader workers: a signal to the whole job must not end them before the last save.
+
+    Python ends what is left of its children with SIGTERM and waits for them, so they must have
+    been ended before (geopose.training.loaders.end_workers).
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

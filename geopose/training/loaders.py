@@ -1,6 +1,6 @@
 """Training and validation loaders of a run: records -> folds -> samples -> batches."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,18 @@ FAST_IMAGES = 64  # what train.fast leaves of either part
 def _few(records: list[ImageRecord]) -> list[ImageRecord]:
     """FAST_IMAGES of the records, spread over all of them and so over the cities."""
     return records[:: max(1, len(records) // FAST_IMAGES)][:FAST_IMAGES]
+
+
+def end_workers(loaders: Iterable[DataLoader]) -> None:
+    """Ends the workers that outlive an epoch. They ignore SIGTERM, so nothing else would."""
+    for loader in loaders:
+        iterator, loader._iterator = loader._iterator, None
+        if iterator is None:
+            continue
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in iterator._workers:  # type: ignore[attr-defined]
+            if worker.is_alive():
+                worker.kill()
 
 
 def _start_worker(worker_id: int) -> None:
