@@ -6,7 +6,7 @@ direction is a unit vector moved as any image vector and averaged as a vector, n
 Views are computed one after another and summed at once, so memory does not grow with their number.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,46 +101,58 @@ class PredictionMean:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What one view shows a model: the moved image (any type, N x 3 x h x w) and its gsd, N x 1."""
+
+    image: Tensor
+    gsd_m: Tensor
+
+
+@dataclass(frozen=True)
 class View:
     """One way of looking at the image: a symmetry, and a change of the longer side in pixels."""
 
     symmetry: Symmetry = SYMMETRY["identity"]
     step_px: int = 0
 
+    def look(self, image: Tensor, gsd_m: Tensor) -> Look:
+        """The image and gsd of this view: zooming by s makes gsd / s of gsd."""
+        if self.step_px:
+            size, zoom = self._zoomed(image.shape[-2:])
+            image, gsd_m = _resize(image.float(), size), gsd_m / zoom
+        return Look(self.symmetry.apply_torch(image).contiguous(), gsd_m)
+
+    def bring_back(self, prediction: Prediction, size: torch.Size) -> Prediction:
+        """A prediction for `look`'s image, moved back to the image of `size` (H, W) as given."""
+        back = self.symmetry.inverse
+        agl_m = back.apply_torch(prediction.agl_m)
+        magnitude_px = back.apply_torch(prediction.magnitude_px)
+        scale_px_per_m = prediction.scale_px_per_m
+        if self.step_px:
+            _, zoom = self._zoomed(size)
+            agl_m = _resize(agl_m, size)
+            magnitude_px = _resize(magnitude_px, size) / zoom
+            scale_px_per_m = scale_px_per_m / zoom
+        direction = back.map_vectors(F.normalize(prediction.direction, dim=-1))
+        return Prediction(agl_m, magnitude_px, scale_px_per_m, direction)
+
     def predict(self, predictor: Predictor, image: Tensor, gsd_m: Tensor) -> Prediction:
         """Prediction of this view, moved back to the image as given."""
-        moved = self.symmetry.apply_torch(image).contiguous()
-        prediction = _predict_zoomed(predictor, moved, gsd_m, self.step_px)
-        back = self.symmetry.inverse
-        return Prediction(
-            back.apply_torch(prediction.agl_m),
-            back.apply_torch(prediction.magnitude_px),
-            prediction.scale_px_per_m,
-            back.map_vectors(F.normalize(prediction.direction, dim=-1)),
-        )
+        look = self.look(image, gsd_m)
+        return self.bring_back(predictor(look.image, look.gsd_m), image.shape[-2:])
+
+    def _zoomed(self, size: Sequence[int]) -> tuple[tuple[int, int], float]:
+        """(height, width) of the zoomed image, and the zoom that whole pixels make of it."""
+        height, width = size
+        longer = max(height, width)
+        wanted = max(SMALLEST_ZOOM, (longer + self.step_px) / longer)
+        rows, columns = max(1, round(height * wanted)), max(1, round(width * wanted))
+        return (rows, columns), (rows * columns / (height * width)) ** 0.5
 
 
-def _predict_zoomed(predictor: Predictor, image: Tensor, gsd_m: Tensor, step_px: int) -> Prediction:
-    """Runs at another size and brings the answer back: gsd / s going in, pixels / s coming out."""
-    if step_px == 0:
-        return predictor(image, gsd_m)
-    height, width = image.shape[-2:]
-    longer = max(height, width)
-    wanted = max(SMALLEST_ZOOM, (longer + step_px) / longer)
-    size = (max(1, round(height * wanted)), max(1, round(width * wanted)))
-    zoom = (size[0] * size[1] / (height * width)) ** 0.5  # what rounding to whole pixels left
-    prediction = predictor(_resize(image.float(), size), gsd_m / zoom)
-    return Prediction(
-        _resize(prediction.agl_m, (height, width)),
-        _resize(prediction.magnitude_px, (height, width)) / zoom,
-        prediction.scale_px_per_m / zoom,
-        prediction.direction,
-    )
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear with pixel areas aligned, both ways, so that resizing and back does not shift."""
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _views(names: tuple[str, ...]) -> tuple[View, ...]:

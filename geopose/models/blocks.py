@@ -52,6 +52,32 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
 
+class GsdConv(nn.Conv2d):
+    """3 x 3 convolution of N x C maps and one more plane that is constant, the ground sampling.
+
+    The weights are those of a convolution of C + 1 channels, the last of which is the plane; the
+    plane itself is never made. It adds gsd times the sum of its 9 weights everywhere, less the
+    weights that reach beyond the edge (zero padding) in the outermost rows and columns.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels + 1, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, gsd_m: Tensor) -> Tensor:  # type: ignore[override]
+        """N x C x H x W maps and N x 1 metres per pixel -> N x out x H x W."""
+        taps = self.weight[:, -1]  # out x 3 x 3
+        y = F.conv2d(x, self.weight[:, :-1], self.bias, padding=1)
+        gsd = gsd_m.to(y.dtype)
+        taps = taps.to(y.dtype)
+        y += (gsd * taps.sum((1, 2)))[:, :, None, None]
+        for outer in (0, -1):
+            y[:, :, outer] -= (gsd * taps[:, outer].sum(1))[:, :, None]
+            y[:, :, :, outer] -= (gsd * taps[:, :, outer].sum(1))[:, :, None]
+            for side in (0, -1):  # a corner lost its weight twice
+                y[:, :, outer, side] += gsd * taps[:, outer, side]
+        return y
+
+
 def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Bilinear with aligned corners, the only resize that the networks use."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
@@ -65,6 +91,8 @@ class ResidualDeconvolution(AbstractResizeLayer):
     for a quarter of the work.
     """
 
+    group_mean: Tensor
+
     def __init__(self, in_channels: int, scale_factor: int = 2) -> None:
         super().__init__()
         if in_channels % 4 or scale_factor != 2:
@@ -76,12 +104,14 @@ class ResidualDeconvolution(AbstractResizeLayer):
         self.conv = nn.ConvTranspose2d(
             in_channels, self.out_channels, kernel_size=3, stride=2, padding=1, output_padding=1
         )
+        # The mean as a 1x1 convolution: several times faster than a reduction over channels.
+        groups = torch.eye(self.out_channels).repeat_interleave(4, dim=1) / 4
+        self.register_buffer("group_mean", groups[:, :, None, None], persistent=False)
 
     def forward(self, x: Tensor, output_size: torch.Size | None = None) -> Tensor:
         """Always exactly doubles; `output_size` is there because the decoder passes it."""
         up = self.conv(x)
-        shortcut = x.unflatten(1, (self.out_channels, 4)).mean(dim=2)
-        return up + resize(shortcut, up.shape[-2:])
+        return up + resize(F.conv2d(x, self.group_mean), up.shape[-2:])
 
 
 class UnetBlock(ToolbeltUnetBlock):

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geopose.models.blocks import ResidualDeconvolution, activation_layer, conv3x3, resize
+from geopose.models.blocks import (
+    GsdConv,
+    ResidualDeconvolution,
+    activation_layer,
+    conv3x3,
+    resize,
+)
 
 _START_BIAS = 1.0  # keeps the last ReLU alive at the start of training: a dead one never learns
-
-
-def with_gsd(x: Tensor, gsd_m: Tensor) -> Tensor:
-    """Appends gsd (N x 1) as a constant plane, the last channel: N x C -> N x (C + 1)."""
-    plane = gsd_m.to(x.dtype)[:, :, None, None].expand(-1, -1, x.shape[-2], x.shape[-1])
-    return torch.cat([x, plane], dim=1)
 
 
 def _stride_after(stride: int, doublings: int) -> int:
@@ -48,14 +48,15 @@ class _UpsampledBranch(nn.Module):
         )
         self.conv1 = conv3x3(channels // 4, embedding_size)
         self.act1 = activation_layer(activation)
-        self.conv2 = conv3x3(embedding_size + int(uses_gsd), embedding_size)
+        width = embedding_size
+        self.conv2 = GsdConv(width, width) if uses_gsd else conv3x3(width, width)
         self.act2 = activation_layer(activation)
         self.conv3 = _last_conv(embedding_size)
 
     def forward(self, x: Tensor, gsd_m: Tensor) -> Tensor:
         """N x C x H x W -> N x 1 x 2H x 2W."""
         x = self.act1(self.conv1(self.up(x)))
-        x = self.act2(self.conv2(with_gsd(x, gsd_m) if self.uses_gsd else x))
+        x = self.act2(self.conv2(x, gsd_m) if self.uses_gsd else self.conv2(x))
         return F.relu(self.conv3(x))
 
 
@@ -132,18 +133,18 @@ class AGLHead(nn.Module):
         self.upsample, width = _upsample_stages(channels[0], num_upsample_blocks, activation)
         inner = embedding_size or width
 
-        def branch(in_channels: int) -> nn.Sequential:
-            act = activation_layer(activation)
-            return nn.Sequential(conv3x3(in_channels, inner), act, _last_conv(inner))
+        def branch(first: nn.Conv2d) -> nn.Sequential:
+            return nn.Sequential(first, activation_layer(activation), _last_conv(inner))
 
-        self.height = branch(width + 1)
+        self.height = branch(GsdConv(width, inner))
         if self.predicts_magnitude:
-            self.magnitude = branch(width)
+            self.magnitude = branch(conv3x3(width, inner))
 
     def forward(self, maps: list[Tensor], gsd_m: Tensor) -> tuple[Tensor, Tensor | None]:
         """(height, magnitude), N x 1 maps at the finest decoder stride / 2^num_upsample_blocks."""
         x = self.upsample(self.dropout(maps[0]))
-        height = F.relu(self.height(with_gsd(x, gsd_m))) * self.output_gain
+        first, act, last = self.height
+        height = F.relu(last(act(first(x, gsd_m)))) * self.output_gain
         if not self.predicts_magnitude:
             return height, None
         return height, F.relu(self.magnitude(x)) * self.output_gain
@@ -169,7 +170,7 @@ class HyperColumnAGLHead(nn.Module):
         super().__init__()
         self.stride = strides[0]
         self.dropout = nn.Dropout2d(dropout_rate)
-        self.height = nn.ModuleList(conv3x3(c + 1, 1) for c in channels)
+        self.height = nn.ModuleList(GsdConv(c, 1) for c in channels)
         self.magnitude = nn.ModuleList(conv3x3(c, 1) for c in channels)
         for convs in (self.height, self.magnitude):
             nn.init.constant_(convs[0].bias, _START_BIAS)  # type: ignore[arg-type]
@@ -178,7 +179,7 @@ class HyperColumnAGLHead(nn.Module):
         """(height, magnitude), N x 1 maps at the finest decoder map's stride."""
         maps = [self.dropout(x) for x in maps]
         size = maps[0].shape[-2:]
-        heights = [conv(with_gsd(x, gsd_m)) for conv, x in zip(self.height, maps, strict=True)]
+        heights = [conv(x, gsd_m) for conv, x in zip(self.height, maps, strict=True)]
         magnitudes = [conv(x) for conv, x in zip(self.magnitude, maps, strict=True)]
         height, magnitude = (
             torch.stack([resize(x, size) for x in parts]).sum(dim=0)
