@@ -1,7 +1,8 @@
 """One or many models as one predictor: RGB bytes and gsd in, the averaged prediction out.
 
 Models of different channel order and image reduction work side by side, because each member takes
-the same 8-bit RGB image and makes its own input from it.
+the same 8-bit RGB image and makes its own input from it. The views of an image are made once and
+shown to all members; as many go through a member at a time as the device's memory holds.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from geopose.checkpoints.load import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError
-from geopose.inference.tta import Prediction, PredictionMean, Tta
+from geopose.inference.batches import ViewBatches
+from geopose.inference.residence import Residence
+from geopose.inference.tta import Look, Prediction, PredictionMean, Tta
 
 TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
@@ -32,19 +35,19 @@ class Member(nn.Module):
 
     Args:
         loaded: the model and what its checkpoint says.
-        half: run the network under float16 autocast (CUDA only).
+        kind: the number format of the model's input.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, loaded: LoadedModel, half: bool = False) -> None:
+    def __init__(self, loaded: LoadedModel, kind: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = loaded.model
+        self.kind = kind
         self.channel_order = loaded.channel_order
         self.downsample = loaded.downsample
         self.scale_is_downsampled = loaded.scale_is_downsampled
-        self.half_precision = half
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             planes = 255.0 * torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)
             self.register_buffer(name, planes, persistent=False)
@@ -63,8 +66,8 @@ class Member(nn.Module):
         return self._run_reduced(planes, gsd_m)
 
     def _run(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
-        with torch.autocast(planes.device.type, torch.float16, enabled=self.half_precision):
-            return Prediction.from_output(self.model(planes, gsd_m))
+        planes = planes.to(self.kind, memory_format=torch.channels_last)
+        return Prediction.from_output(self.model(planes, gsd_m))
 
     def _run_reduced(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
         """Reduces by area, predicts, enlarges; an edge that does not divide is repeated."""
@@ -94,10 +97,15 @@ class PoseEnsemble(nn.Module):
         tta: the views.
         tta_order: "model" (views of a model, then models) or "ensemble" (models of a view, then
             views). Directions are normalised before either mean.
+        device: where members compute; they may wait on the host.
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], tta: Tta, tta_order: str = TTA_PER_MODEL
+        self,
+        members: Sequence[nn.Module],
+        tta: Tta,
+        tta_order: str = TTA_PER_MODEL,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         if not members:
@@ -106,18 +114,31 @@ class PoseEnsemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.tta = tta
         self.tta_order = tta_order
+        self._residence = Residence(self.members, device or torch.device("cpu"))
+        self._batches = [ViewBatches(member, self._residence) for member in members]
 
     def forward(self, image: Tensor, gsd_m: Tensor) -> Prediction:
         """Averaged prediction; image and gsd as for a member."""
-        if self.tta_order == TTA_PER_ENSEMBLE:
-            return self.tta(self._mean_of_members, image, gsd_m)
+        looks = [view.look(image, gsd_m) for view in self.tta.views]
+        if self.tta_order == TTA_PER_MODEL:
+            return self._views_then_members(looks, image.shape[-2:])
+        return self._members_then_views(looks, image.shape[-2:])
+
+    def _views_then_members(self, looks: list[Look], size: torch.Size) -> Prediction:
         mean = PredictionMean()
-        for member in self.members:
-            mean.add(self.tta(member, image, gsd_m))
+        for batches in self._batches:
+            own = PredictionMean(self.tta.geometric_agl)
+            for view, prediction in batches.predict(looks):
+                own.add(self.tta.views[view].bring_back(prediction, size))
+            mean.add(own.result())
         return mean.result()
 
-    def _mean_of_members(self, image: Tensor, gsd_m: Tensor) -> Prediction:
-        mean = PredictionMean()
-        for member in self.members:
-            mean.add(member(image, gsd_m))
+    def _members_then_views(self, looks: list[Look], size: torch.Size) -> Prediction:
+        of_views = [PredictionMean() for _ in looks]
+        for batches in self._batches:
+            for view, prediction in batches.predict(looks):
+                of_views[view].add(self.tta.views[view].bring_back(prediction, size))
+        mean = PredictionMean(self.tta.geometric_agl)
+        for of_view in of_views:
+            mean.add(of_view.result())
         return mean.result()

@@ -6,6 +6,9 @@ oneDNN kernel while the result is still in the cache. Elsewhere, and for compile
 are plain operations.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
@@ -24,6 +27,10 @@ _CPU_NAMES: dict[type[nn.Module], str] = {
 # Elements of a strip of rows that is converted to float32 at a time.
 _ROWS_IN_CACHE = 2**20
 _ROWS_ON_GPU = 2**26
+# Strips of the height branches: 128 channels of float32 make 256 MB of them.
+_STRIP_PIXELS = 2**19
+_LEAST_STRIP = 32  # rows; in thinner strips the overlap would cost more than it is worth
+_REACH = 3  # rows that three 3 x 3 convolutions see beyond their result
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -57,7 +64,7 @@ class FusedConv(nn.Module):
         self.padding = (0, 0) if same else _numbers(conv)
         self.pads_same = same
         self._cpu_name = _CPU_NAMES.get(type(self.act))
-        self._filters: list[Tensor] | None = None
+        self._fast: winograd.Winograd | None = None  # made at the first image for which it pays
         self._plain_3x3 = (
             tuple(weight.shape[2:]) == (3, 3)
             and (self.padding, self.stride, self.dilation, self.groups)
@@ -88,8 +95,9 @@ class FusedConv(nn.Module):
             y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
             y = self.act(y)
             return y if add is None else add + y
-        if add is None and self._plain_3x3 and winograd.pays(x, weight):
-            return self._act_in_place(winograd.convolve(x, self._winograd_filters(), bias))
+        if add is None and self._plain_3x3 and weight is self.weight and winograd.pays(x, weight):
+            self._fast = self._fast or winograd.Winograd(weight)
+            return self._fast(x, bias, self._act_in_place)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(
@@ -100,12 +108,6 @@ class FusedConv(nn.Module):
                 add, x, weight, bias, *geometry, "add", 1.0, None, [], None
             )
         return add.add_(self.convolve(x, weight, bias, None))
-
-    def _winograd_filters(self) -> list[Tensor]:
-        """Made once, at the first image for which they pay."""
-        if self._filters is None:
-            self._filters = winograd.transform_filter(self.weight)
-        return self._filters
 
     def _act_in_place(self, y: Tensor) -> Tensor:
         if isinstance(self.act, nn.SiLU):
@@ -193,6 +195,36 @@ def _add_shifted(total: Tensor, plane: Tensor, down: int, right: int) -> None:
     target += plane[:, max(0, down) :, max(0, right) :][:, :rows, :columns]
 
 
+class StripBranch(nn.Module):
+    """One branch of a `SimpleAGLHead`, whose convolutions at full resolution run strip by strip.
+
+    Their maps are the largest of the network by far; in strips of rows they need a fraction of the
+    memory. Strips overlap by as many rows as the convolutions reach, so the result is the same.
+    """
+
+    def __init__(
+        self, up: nn.Module, first: nn.Module, second: nn.Module, last: LastConv, uses_gsd: bool
+    ) -> None:
+        super().__init__()
+        self.up, self.first, self.second, self.last = up, first, second, last
+        self.uses_gsd = uses_gsd
+
+    def forward(self, x: Tensor, gsd_m: Tensor) -> Tensor:
+        """N x C x H x W -> N x 1 x 2H x 2W, float32, not negative."""
+        x = self.up(x)
+        count, _, height, width = x.shape
+        rows = max(_LEAST_STRIP, _STRIP_PIXELS // (count * width))
+        strips = [self._strip(x, gsd_m, top, rows) for top in range(0, height, rows)]
+        return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
+
+    def _strip(self, x: Tensor, gsd_m: Tensor, top: int, rows: int) -> Tensor:
+        start = max(0, top - _REACH)
+        part = self.first(x[:, :, start : top + rows + _REACH])
+        part = self.second(part, gsd_m) if self.uses_gsd else self.second(part)
+        part = self.last(part)[:, :, top - start :]
+        return F.relu(part[:, :, : min(rows, x.shape[2] - top)])
+
+
 class SqueezeGate(nn.Module):
     """timm's squeeze-excite without its last step: the factors, not the multiplied maps."""
 
@@ -238,6 +270,34 @@ class FusedResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """N x C x H x W -> N x out x H x W."""
         return self.identity(x, add=self.stages(x))
+
+
+class _Float32Maps(Sequence[Tensor]):
+    """Maps that become float32 when somebody looks at them."""
+
+    def __init__(self, maps: Sequence[Tensor]) -> None:
+        self._maps = maps
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._maps[index]
+        return found.float() if isinstance(found, Tensor) else [x.float() for x in found]
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+
+class Float32Head(nn.Module):
+    """A head that computes in float32 behind a network of 16 bits."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head.float()
+        self.stride = getattr(head, "stride", None)
+        self.reads_decoder = getattr(head, "reads_decoder", False)
+
+    def forward(self, maps: Sequence[Tensor], *inputs: Tensor) -> Any:
+        """What the head says of these maps."""
+        return self.head(_Float32Maps(maps), *(x.float() for x in inputs))
 
 
 def _numbers(conv: nn.Conv2d) -> tuple[int, int]:

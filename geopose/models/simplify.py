@@ -22,6 +22,7 @@ from geopose.models.fused import (
     FusedMobileBlock,
     FusedResidualBlock,
     LastConv,
+    StripBranch,
 )
 from geopose.models.heads import AGLHead, SimpleAGLHead
 
@@ -193,14 +194,21 @@ def _replace_heads(model: nn.Module) -> None:
     """The convolutions around gsd, and the last ones of the height heads."""
     head = getattr(model, "agl_head", None)
     if isinstance(head, SimpleAGLHead):
-        for branch in (head.height, head.magnitude):
-            if branch.uses_gsd:
-                branch.conv2 = FusedGsdConv(branch.conv2, branch.act2)  # type: ignore[arg-type]
-                branch.act2 = nn.Identity()
-            branch.conv3 = LastConv(branch.conv3)  # type: ignore[assignment]
+        head.height, head.magnitude = (_strips(b) for b in (head.height, head.magnitude))  # type: ignore[assignment]
     elif isinstance(head, AGLHead):
         head.height[0] = FusedGsdConv(head.height[0], head.height[1])  # type: ignore[arg-type]
         head.height[1] = nn.Identity()
         for branch in (head.height, getattr(head, "magnitude", None)):
             if branch is not None:
                 branch[2] = LastConv(branch[2])  # type: ignore[arg-type]
+
+
+def _strips(branch: nn.Module) -> StripBranch:
+    second: nn.Module = branch.conv2  # type: ignore[assignment]
+    if isinstance(second, GsdConv):
+        second = FusedGsdConv(second, branch.act2)  # type: ignore[arg-type]
+    else:
+        second = nn.Sequential(second, branch.act2)  # type: ignore[arg-type]
+    first = nn.Sequential(branch.conv1, branch.act1)  # type: ignore[arg-type]
+    last = LastConv(branch.conv3)  # type: ignore[arg-type]
+    return StripBranch(branch.up, first, second, last, branch.uses_gsd)  # type: ignore[arg-type]

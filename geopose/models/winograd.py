@@ -7,6 +7,8 @@ by oneDNN, so rounding errors grow by a small factor only. Blocks of the map sma
 cache are transformed, multiplied and transformed back one after another.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ _TAPS = TILE + 2
 _BLOCK_ROWS = 16  # measured best with 128 tiles on 2 cores: blocks of about 8 MB
 _BLOCK_TILES = 128
 _LEAST_CHANNELS = 96  # below, the transforms cost more than they save
-_LEAST_SIDE = 16
+_LEAST_TILES = 32
 # The points 0, 1, -1, 2, -2 and infinity.
 _FILTER_TRANSFORM = (
     (1 / 4, 0, 0),
@@ -29,65 +31,82 @@ _FILTER_TRANSFORM = (
 
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether a 3 x 3 convolution, padded by 1, of one image is faster this way; x on the CPU."""
-    wide = min(weight.shape[:2]) >= _LEAST_CHANNELS or weight.shape[:2].numel() >= 128 * 288
-    return (
-        x.dtype == torch.float32
-        and len(x) == 1
-        and wide
-        and x.shape[-1] % TILE == 0
-        and min(x.shape[-2:]) >= _LEAST_SIDE
-    )
+    wide = min(weight.shape[:2]) >= _LEAST_CHANNELS
+    large = x.shape[-1] >= _LEAST_TILES * TILE and x.shape[-2] >= _BLOCK_ROWS
+    return wide and large and x.dtype == torch.float32 and len(x) == 1 and x.shape[-1] % TILE == 0
 
 
-def transform_filter(weight: Tensor) -> list[Tensor]:
-    """out x in x 3 x 3 -> six filters of out x in x 3 x 1, packed for oneDNN."""
-    transform = torch.tensor(_FILTER_TRANSFORM, dtype=torch.float64)
-    filters = torch.einsum("jk,ocrk->jocr", transform, weight.double()).float()[..., None]
-    shape = [1, weight.shape[1], _BLOCK_ROWS + 2, _BLOCK_TILES]
-    return [
-        torch.ops.mkldnn._reorder_convolution_weight(
-            filter.contiguous(), [0, 0], [1, 1], [1, 1], 1, shape
-        )
-        for filter in filters
-    ]
-
-
-def convolve(x: Tensor, filters: list[Tensor], bias: Tensor) -> Tensor:
-    """The 3 x 3 convolution with stride 1 and zero padding 1.
+class Winograd:
+    """One 3 x 3 convolution with stride 1 and zero padding 1, and what it prepares once.
 
     Args:
-        x: 1 x C x H x W, float32, channels last, W a multiple of 4.
-        filters: from `transform_filter`.
-        bias: out.
-
-    Returns:
-        1 x out x H x W, channels last.
+        weight: out x in x 3 x 3.
     """
-    _, channels, height, width = x.shape
-    x = x.contiguous(memory_format=torch.channels_last)
-    out = torch.empty((1, height, width, len(bias)), dtype=x.dtype).permute(0, 3, 1, 2)
-    tiles = width // TILE
-    room = torch.empty((_TAPS, 1, _BLOCK_ROWS + 2, min(tiles, _BLOCK_TILES), channels))
-    room = room.permute(0, 1, 4, 2, 3)
-    for top in range(0, height, _BLOCK_ROWS):
-        rows = min(_BLOCK_ROWS, height - top)
-        for first in range(0, tiles, _BLOCK_TILES):
-            count = min(_BLOCK_TILES, tiles - first)
-            block = room[:, :, :, : rows + 2, :count]
-            _transform_block(x, block, top, first)
-            products = [
-                torch.ops.mkldnn._convolution_pointwise(
-                    # Tap 1 enters every result with factor 1, so the bias may ride on it.
-                    block[tap], filters[tap], bias if tap == 1 else None,
-                    [0, 0], [1, 1], [1, 1], 1, "none", [], "",
-                )  # fmt: skip
-                for tap in range(_TAPS)
+
+    def __init__(self, weight: Tensor) -> None:
+        transform = torch.tensor(_FILTER_TRANSFORM, dtype=torch.float64)
+        filters = torch.einsum("jk,ocrk->jocr", transform, weight.double()).float()
+        self._filters = filters[..., None].contiguous()
+        self._packed: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def __call__(self, x: Tensor, bias: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+        """The activated convolution.
+
+        Args:
+            x: 1 x C x H x W, float32, W a multiple of 4.
+            bias: out.
+            act: applied to parts of the result; may work in place.
+
+        Returns:
+            1 x out x H x W, channels last.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        _, channels, height, width = x.shape
+        tiles = width // TILE
+        wide = min(tiles, _BLOCK_TILES)
+        room = _channels_last(_TAPS, channels, _BLOCK_ROWS + 2, wide)
+        result = _channels_last(1, len(bias), _BLOCK_ROWS, wide * TILE)
+        out = _channels_last(1, len(bias), height, width)
+        for top in range(0, height, _BLOCK_ROWS):
+            rows = min(_BLOCK_ROWS, height - top)
+            for first in range(0, tiles, wide):
+                count = min(wide, tiles - first)
+                block = room[:, None, :, : rows + 2, :count]
+                _transform_block(x, block, top, first)
+                part = result[..., :rows, : TILE * count]
+                _transform_back(self._multiply(block, bias), part)
+                # In one go: results scattered by fours into fresh memory would be slow to write.
+                left = TILE * first
+                out[..., top : top + rows, left : left + TILE * count] = act(part)
+        return out
+
+    def _multiply(self, block: Tensor, bias: Tensor) -> list[Tensor]:
+        """taps x 1 x C x (rows + 2) x tiles -> a product of 1 x out x rows x tiles for each."""
+        filters = self._filters_for(block.shape[2:])
+        return [
+            torch.ops.mkldnn._convolution_pointwise(
+                # Tap 1 enters every result with factor 1, so the bias may ride on it.
+                block[tap], filters[tap], bias if tap == 1 else None,
+                [0, 0], [1, 1], [1, 1], 1, "none", [], "",
+            )  # fmt: skip
+            for tap in range(_TAPS)
+        ]
+
+    def _filters_for(self, shape: torch.Size) -> list[Tensor]:
+        """The filters as oneDNN wants them for blocks of this shape."""
+        if shape not in self._packed:
+            self._packed[shape] = [
+                torch.ops.mkldnn._reorder_convolution_weight(
+                    filters, [0, 0], [1, 1], [1, 1], 1, [1, *shape]
+                )
+                for filters in self._filters
             ]
-            left = TILE * first
-            _transform_back(
-                products, out[:, :, top : top + rows, left : left + TILE * count]
-            )
-    return out
+        return self._packed[shape]
+
+
+def _channels_last(*shape: int) -> Tensor:
+    """Uninitialised float32 of a shape N x C x H x W, channels last in memory."""
+    return torch.empty(shape, memory_format=torch.channels_last)
 
 
 def _transform_block(x: Tensor, block: Tensor, top: int, first: int) -> None:

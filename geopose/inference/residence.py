@@ -1,0 +1,72 @@
+"""Where the models of an ensemble are while others compute: on the device, or waiting on the host.
+
+All of them stay on the device as long as they fit. When memory runs short each comes for its turn,
+and its place is free again afterwards.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_LARGEST_SHARE = 0.4  # of the free memory for weights; the rest is for the maps
+
+
+class Residence:
+    """Keeps track of the models and moves them.
+
+    Args:
+        models: all of them, on the host.
+        device: where they compute.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], device: torch.device) -> None:
+        self._models = models
+        self.device = device
+        self.waiting = False
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            self.waiting = sum(map(_weight_bytes, models)) > _LARGEST_SHARE * free
+        if self.waiting:
+            self._pin()
+        elif device.type != "cpu":
+            for model in models:
+                model.to(device)
+
+    def make_room(self) -> bool:
+        """Sends all models to the host, to wait there from now on; False if they do already."""
+        if self.waiting or self.device.type == "cpu" or len(self._models) == 1:
+            return False
+        self.waiting = True
+        for model in self._models:
+            model.to("cpu")
+        self._pin()
+        torch.cuda.empty_cache()
+        return True
+
+    @contextmanager
+    def at_work(self, model: nn.Module) -> Iterator[None]:
+        """Has the model on the device for the length of a block."""
+        if not self.waiting:
+            yield
+            return
+        tensors = [*model.parameters(), *model.buffers()]
+        host = [tensor.data for tensor in tensors]
+        try:
+            for tensor in tensors:
+                tensor.data = tensor.data.to(self.device, non_blocking=True)
+            yield
+        finally:  # no copy back: nothing has changed
+            for tensor, data in zip(tensors, host, strict=True):
+                tensor.data = data
+
+    def _pin(self) -> None:
+        """Page-locked host memory, from which a copy to the GPU is fast."""
+        for model in self._models:
+            for tensor in [*model.parameters(), *model.buffers()]:
+                tensor.data = tensor.data.pin_memory()
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
