@@ -366,7 +366,7 @@ def test_fp16_without_a_gpu_computes_in_float32_and_says_so(setup, tmp_path, cap
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
     assert run(config, setup / "data", f"submission_dir={tmp_path}/fp32") == 0
     assert run(config, setup / "data", "inference.fp16=True") == 0
-    assert "computing in float32" in caplog.text
+    assert "computing in fp32" in caplog.text
     names = [tmp_path / name / "submission_compressed.tar.gz" for name in ("fp32", "out")]
     assert names[0].read_bytes() == names[1].read_bytes()
 

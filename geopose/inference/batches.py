@@ -76,7 +76,10 @@ class ViewBatches:
                         return _split(self._model(image, gsd_m))
                     return [self._measure(image, gsd_m, size)]
             except torch.OutOfMemoryError:
-                self._give_way(size, len(chunk))
+                if len(chunk) == 1 and not self._residence.can_make_room():
+                    raise
+            # Not in the handler: there the error still holds the maps that did not fit.
+            self._give_way(size, len(chunk))
 
     def _measure(self, image: torch.Tensor, gsd_m: torch.Tensor, size: torch.Size) -> Prediction:
         """Predicts the first image of a size and finds out how many more would fit."""
@@ -102,10 +105,9 @@ class ViewBatches:
         if tried > 1:
             self._limits[size] = tried // 2
             _LOG.info("out of memory with %d images at once, going on with %d", tried, tried // 2)
-        elif self._residence.make_room():
-            _LOG.info("out of memory with all models on the GPU: they wait on the host from here")
         else:
-            raise
+            self._residence.make_room()
+            _LOG.info("out of memory with all models on the GPU: they wait on the host from here")
         if self._residence.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import torch
 
+from geopose.allocator import keep_freed_memory
 from geopose.checkpoints.load import LoadedModel, load_model
+from geopose.devices import allow_tf32
+from geopose.inference.backends import prepare, resolve_backend
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
+from geopose.inference.precision import FP32, input_type, resolve_precision, warn_of_precision
 from geopose.inference.tta import Tta
 
 
@@ -16,22 +20,43 @@ def load_entry(entry: ModelEntry) -> LoadedModel:
     return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
 
 
-def build_ensemble(config: InferenceConfig, device: torch.device) -> PoseEnsemble:
+def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 1) -> PoseEnsemble:
     """The predictor of a config, ready on the device.
+
+    Args:
+        config: models, views, backend, precision.
+        device: where the networks run.
+        images: of the whole job; a short one is not worth compiling for.
 
     Raises:
         InputError: a checkpoint that cannot be used.
     """
-    half = config.fp16 and device.type == "cuda"
-    members = [Member(load_entry(entry), half) for entry in config.models]
-    return PoseEnsemble(members, Tta.from_name(config.tta), config.tta_mode).to(device).eval()
+    how = numerics(config, device, images)
+    warn_of_precision(config.precision, how["precision"], device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    else:
+        allow_tf32(how["precision"] != FP32)
+        torch.backends.cudnn.benchmark = True  # few sizes, many images: the search for kernels pays
+    tta = Tta.from_name(config.tta)
+    members = [_member(entry, how["backend"], how["precision"]) for entry in config.models]
+    return PoseEnsemble(members, tta, config.tta_mode, device).eval()
 
 
-def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
+def _member(entry: ModelEntry, backend: str, precision: str) -> Member:
+    loaded = load_entry(entry)
+    model = prepare(loaded.model, backend, precision)
+    return Member(replace(loaded, model=model), input_type(precision))
+
+
+def numerics(config: InferenceConfig, device: torch.device, images: int = 1) -> dict[str, str]:
     """How a config computes on a device, models and views apart; short words.
 
     Predictions of unequal numerics never share an archive, so whatever changes a prediction by more
     than rounding belongs here, as it is after defaults are resolved.
     """
-    half = config.fp16 and device.type == "cuda"
-    return {"backend": "eager", "precision": "fp16" if half else "fp32"}
+    runs = images * len(config.models) * len(Tta.from_name(config.tta).views)
+    return {
+        "backend": resolve_backend(config.backend, device, runs),
+        "precision": resolve_precision(config.precision, device),
+    }

@@ -1,7 +1,7 @@
 """Reads and checks inference configs: YAML and `key=value` arguments in, plain values out."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from yaml import YAMLError
 
 from geopose.checkpoints.fetch import Source, is_url
 from geopose.errors import InputError
+from geopose.inference.backends import check_backend
 from geopose.inference.ensemble import TTA_PER_MODEL, check_tta_order
+from geopose.inference.precision import check_precision
 from geopose.inference.tta import Tta
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 _SECTIONS: dict[str, set[str]] = {
     "": {"ensemble", "inference", "submission_dir"},
     "ensemble": {"tta", "tta_mode", "models"},
-    "inference": {"batch_size", "num_workers", "fp16"},
+    "inference": {"batch_size", "num_workers", "backend", "precision", "fp16"},
 }
 _Config = DictConfig | ListConfig
 _MODEL_KEYS = {"checkpoint", "sha256", "average_checkpoints", "downsample"}
@@ -55,7 +57,8 @@ class InferenceConfig:
     tta_mode: str = TTA_PER_MODEL
     batch_size: int = 1
     num_workers: int = 2
-    fp16: bool = False
+    backend: str = "auto"
+    precision: str = "auto"
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -107,9 +110,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
     submission_dir = raw.get("submission_dir")
     if submission_dir in (None, ""):
         raise InputError(f"{path}: submission_dir is not set; give a folder for the predictions")
-    fp16 = inference.get("fp16", False)
-    if not isinstance(fp16, bool):
-        raise InputError(f"{path}: inference.fp16 is {fp16!r}, use true or false")
     return InferenceConfig(
         source=path,
         models=tuple(_model_entry(entry, path) for entry in models),
@@ -118,8 +118,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
         tta_mode=tta_mode,
         batch_size=_whole(inference, "batch_size", 1, 1, path),
         num_workers=_whole(inference, "num_workers", 2, 0, path),
-        fp16=fp16,
+        backend=_checked(inference.get("backend", "auto"), check_backend, path),
+        precision=_precision(inference, path),
     )
+
+
+def _checked(name: Any, check: Callable[[object], None], path: Path) -> str:
+    try:
+        check(name)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return str(name)
+
+
+def _precision(inference: Mapping[str, Any], path: Path) -> str:
+    """`precision`, or what older configs say with `fp16: True`."""
+    fp16 = inference.get("fp16", False)
+    if not isinstance(fp16, bool):
+        raise InputError(f"{path}: inference.fp16 is {fp16!r}, use true or false")
+    default = "fp16" if fp16 else "auto"
+    precision = _checked(inference.get("precision", default), check_precision, path)
+    if fp16 and precision != "fp16":
+        raise InputError(
+            f"{path}: inference.fp16 is true and inference.precision is {precision}; leave one out"
+        )
+    return precision
 
 
 def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,9 @@ _TYPES = {BF16: torch.bfloat16, FP16: torch.float16}
 def check_precision(name: object) -> None:
     """Raises InputError unless `name` is a known precision."""
     if name not in PRECISIONS:
-        raise InputError(f"inference.precision: unknown value {name!r}, use {', '.join(PRECISIONS)}")
+        raise InputError(
+            f"inference.precision: unknown value {name!r}, use {', '.join(PRECISIONS)}"
+        )
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -37,6 +39,11 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         lacking = wanted == BF16 and not has_native_bf16(device)
         return TF32 if wanted == AUTO or lacking else wanted
     return BF16 if wanted == BF16 and has_native_bf16(device) else FP32
+
+
+def input_type(precision: str) -> torch.dtype:
+    """The number format of a network's maps in this precision."""
+    return _TYPES.get(precision, torch.float32)
 
 
 def warn_of_precision(wanted: str, found: str, device: torch.device) -> None:

@@ -34,16 +34,16 @@ class Residence:
             for model in models:
                 model.to(device)
 
-    def make_room(self) -> bool:
-        """Sends all models to the host, to wait there from now on; False if they do already."""
-        if self.waiting or self.device.type == "cpu" or len(self._models) == 1:
-            return False
+    def can_make_room(self) -> bool:
+        """Whether there are other models on the device that could wait on the host."""
+        return not self.waiting and self.device.type != "cpu" and len(self._models) > 1
+
+    def make_room(self) -> None:
+        """Sends all models to the host; from now on each comes for its turn."""
         self.waiting = True
         for model in self._models:
             model.to("cpu")
         self._pin()
-        torch.cuda.empty_cache()
-        return True
 
     @contextmanager
     def at_work(self, model: nn.Module) -> Iterator[None]:

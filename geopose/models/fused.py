@@ -65,11 +65,12 @@ class FusedConv(nn.Module):
         self.pads_same = same
         self._cpu_name = _CPU_NAMES.get(type(self.act))
         self._fast: winograd.Winograd | None = None  # made at the first image for which it pays
-        self._plain_3x3 = (
-            tuple(weight.shape[2:]) == (3, 3)
-            and (self.padding, self.stride, self.dilation, self.groups)
-            == ((1, 1), (1, 1), (1, 1), 1)
-        )
+        self._plain_3x3 = tuple(weight.shape[2:]) == (3, 3) and (
+            self.padding,
+            self.stride,
+            self.dilation,
+            self.groups,
+        ) == ((1, 1), (1, 1), (1, 1), 1)
 
     def forward(self, x: Tensor, gate: Tensor | None = None, add: Tensor | None = None) -> Tensor:
         """N x C x H x W -> N x out x h x w.
@@ -90,7 +91,9 @@ class FusedConv(nn.Module):
             x = self._pad_same(x)
         return self.convolve(x, weight, self.bias, add)
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None = None) -> Tensor:
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None = None
+    ) -> Tensor:
         if not on_cpu(x) or self._cpu_name is None:
             y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
             y = self.act(y)
@@ -305,7 +308,11 @@ def _numbers(conv: nn.Conv2d) -> tuple[int, int]:
     if isinstance(conv.padding, str):
         if conv.padding == "valid":
             return (0, 0)
-        return tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size))  # type: ignore[return-value]
+        rows, columns = (
+            step * (size - 1) // 2
+            for step, size in zip(conv.dilation, conv.kernel_size, strict=True)
+        )
+        return rows, columns
     return conv.padding  # type: ignore[return-value]
 
 

@@ -83,13 +83,13 @@ class Winograd:
     def _multiply(self, block: Tensor, bias: Tensor) -> list[Tensor]:
         """taps x 1 x C x (rows + 2) x tiles -> a product of 1 x out x rows x tiles for each."""
         filters = self._filters_for(block.shape[2:])
+        # Tap 1 enters every result with factor 1, so the bias may ride on it.
+        biases = [bias if tap == 1 else None for tap in range(_TAPS)]
         return [
             torch.ops.mkldnn._convolution_pointwise(
-                # Tap 1 enters every result with factor 1, so the bias may ride on it.
-                block[tap], filters[tap], bias if tap == 1 else None,
-                [0, 0], [1, 1], [1, 1], 1, "none", [], "",
-            )  # fmt: skip
-            for tap in range(_TAPS)
+                *parts, [0, 0], [1, 1], [1, 1], 1, "none", [], ""
+            )
+            for parts in zip(block, filters, biases, strict=True)
         ]
 
     def _filters_for(self, shape: torch.Size) -> list[Tensor]:
