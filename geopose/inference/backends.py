@@ -53,7 +53,7 @@ def prepare(model: nn.Module, backend: str, precision: str) -> nn.Module:
     """
     if not isinstance(model, GeoposeUNetModel):
         return model
-    model = set_precision(simplify(model), precision).to(memory_format=torch.channels_last)
+    model = set_precision(simplify(model), precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Compiled(model) if backend == COMPILE else model
 
 

@@ -10,7 +10,7 @@ from geopose.devices import allow_tf32
 from geopose.inference.backends import prepare, resolve_backend
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
-from geopose.inference.precision import FP32, input_type, resolve_precision, warn_of_precision
+from geopose.inference.precision import FP32, input_type, resolve_precision
 from geopose.inference.tta import Tta
 
 
@@ -31,15 +31,16 @@ def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 
     Raises:
         InputError: a checkpoint that cannot be used.
     """
-    how = numerics(config, device, images)
-    warn_of_precision(config.precision, how["precision"], device)
+    tta = Tta.from_name(config.tta)
+    precision = resolve_precision(config.precision, device)
+    runs = images * len(config.models) * len(tta.views)
+    backend = resolve_backend(config.backend, device, runs)
     if device.type == "cpu":
         keep_freed_memory()
     else:
-        allow_tf32(how["precision"] != FP32)
+        allow_tf32(precision != FP32)
         torch.backends.cudnn.benchmark = True  # few sizes, many images: the search for kernels pays
-    tta = Tta.from_name(config.tta)
-    members = [_member(entry, how["backend"], how["precision"]) for entry in config.models]
+    members = [_member(entry, backend, precision) for entry in config.models]
     return PoseEnsemble(members, tta, config.tta_mode, device).eval()
 
 
@@ -49,14 +50,11 @@ def _member(entry: ModelEntry, backend: str, precision: str) -> Member:
     return Member(replace(loaded, model=model), input_type(precision))
 
 
-def numerics(config: InferenceConfig, device: torch.device, images: int = 1) -> dict[str, str]:
+def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
     """How a config computes on a device, models and views apart; short words.
 
     Predictions of unequal numerics never share an archive, so whatever changes a prediction by more
-    than rounding belongs here, as it is after defaults are resolved.
+    than rounding belongs here, as it is after defaults are resolved. Backends change the order of
+    sums, no more.
     """
-    runs = images * len(config.models) * len(Tta.from_name(config.tta).views)
-    return {
-        "backend": resolve_backend(config.backend, device, runs),
-        "precision": resolve_precision(config.precision, device),
-    }
+    return {"precision": resolve_precision(config.precision, device)}

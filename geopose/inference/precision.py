@@ -46,8 +46,9 @@ def input_type(precision: str) -> torch.dtype:
     return _TYPES.get(precision, torch.float32)
 
 
-def warn_of_precision(wanted: str, found: str, device: torch.device) -> None:
+def warn_of_precision(wanted: str, device: torch.device) -> None:
     """Says so when a device cannot do what the config asks for."""
+    found = resolve_precision(wanted, device)
     if wanted not in (AUTO, found) and not (wanted == TF32 and found == FP32):
         _LOG.warning("%s cannot compute in %s; computing in %s", device.type, wanted, found)
 

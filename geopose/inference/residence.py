@@ -4,7 +4,7 @@ All of them stay on the device as long as they fit. When memory runs short each 
 and its place is free again afterwards.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,13 +21,13 @@ class Residence:
         device: where they compute.
     """
 
-    def __init__(self, models: Sequence[nn.Module], device: torch.device) -> None:
+    def __init__(self, models: nn.ModuleList, device: torch.device) -> None:
         self._models = models
         self.device = device
         self.waiting = False
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            self.waiting = sum(map(_weight_bytes, models)) > _LARGEST_SHARE * free
+            self.waiting = sum(_weight_bytes(model) for model in models) > _LARGEST_SHARE * free
         if self.waiting:
             self._pin()
         elif device.type != "cpu":

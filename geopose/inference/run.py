@@ -26,6 +26,7 @@ from geopose.inference.manifest import Journal, Manifest
 from geopose.inference.outputs import Outputs
 from geopose.inference.pipeline import Pipeline
 from geopose.inference.plan import Plan, make_plan
+from geopose.inference.precision import warn_of_precision
 from geopose.inference.progress import Progress
 from geopose.inference.reader import Reader
 from geopose.inference.settings import describe_settings, difference, hash_checkpoints
@@ -135,7 +136,7 @@ def _load(config: InferenceConfig, plan: Plan, device: torch.device) -> Predicto
             f"{device} would compute otherwise than the first process ({differing}), and one "
             "archive must not mix both; choose the same in the config's inference section"
         )
-    return build_ensemble(config, device)
+    return build_ensemble(config, device, len(plan.tasks))
 
 
 class Leader:
@@ -166,8 +167,7 @@ class Leader:
         self.folder.check(self._options.visualize)
         images = read_split(self._options.data_dir, "test")
         self._names = tuple(image.rgb.name for image in images)
-        if self._config.fp16 and self._device.type != "cuda":
-            _LOG.warning("inference.fp16 needs a CUDA device; computing in float32")
+        warn_of_precision(self._config.precision, self._device)
         known = Manifest.load(self.folder.root)
         files = [file for entry in self._config.models for file in entry.files]
         hashes = hash_checkpoints(files, known.hashes)

@@ -14,6 +14,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from geopose.devices import has_native_bf16
 from geopose.models import winograd
 from geopose.models.blocks import GsdConv
 
@@ -37,6 +38,7 @@ def on_cpu(x: Tensor) -> bool:
     """Whether oneDNN's fused kernels can be called on this tensor, here and now."""
     return (
         x.device.type == "cpu"
+        and (x.dtype == torch.float32 or has_native_bf16(x.device))
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
     )
@@ -81,7 +83,7 @@ class FusedConv(nn.Module):
                 the weights, which spares a pass over the maps.
             add: N x out x h x w, added to the activated result; may be overwritten by it.
         """
-        weight = self.weight
+        weight: Tensor = self.weight
         if gate is not None:
             if len(x) == 1 and self.groups == 1:
                 weight = weight * gate.reshape(1, -1, 1, 1)

@@ -8,6 +8,7 @@ not recognised stays as it is, and a network that answers differently afterwards
 
 import copy
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +86,7 @@ def _observe(model: nn.Module, image: Tensor, gsd_m: Tensor) -> list[_Call]:
     """All calls of convolutions, BatchNorms and activations in one run."""
     calls: list[_Call] = []
 
-    def hook(name: str, version: dict[str, int]):
+    def hook(name: str, version: dict[str, int]) -> tuple[Callable[..., None], Callable[..., None]]:
         def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             version[name] = inputs[0]._version
 
@@ -184,7 +185,7 @@ def _simple_block(block: nn.Module) -> nn.Module | None:
     return None
 
 
-def _all_fused(convs: list[nn.Module], absorbed: list[nn.Module]) -> bool:
+def _all_fused(convs: Sequence[nn.Module], absorbed: Sequence[nn.Module | None]) -> bool:
     return all(isinstance(conv, FusedConv) for conv in convs) and all(
         isinstance(module, nn.Identity) for module in absorbed
     )
