@@ -1,11 +1,8 @@
 """What number formats a device computes in; asked by training and inference alike."""
 
-from functools import cache
-
 import torch
 
 
-@cache
 def has_native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 itself; emulated, it is slower than float32."""
     if device.type == "cuda":

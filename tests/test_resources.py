@@ -5,8 +5,8 @@ import torch
 
 from geopose.errors import InputError
 from geopose.training import resources
+from geopose.training.precision import resolve_precision
 from geopose.training.resources import Resources, choose_resources
-from geopose.training.runner import resolve_precision
 
 NATIVE, NONE = {"avx512_bf16": True}, {"avx512_bf16": False, "amx_bf16": False}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

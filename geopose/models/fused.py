@@ -7,6 +7,7 @@ are plain operations.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,11 +35,16 @@ _LEAST_STRIP = 32  # rows; in thinner strips the overlap would cost more than it
 _REACH = 3  # rows that three 3 x 3 convolutions see beyond their result
 
 
+@cache
+def _cpu_has_bf16() -> bool:
+    return has_native_bf16(torch.device("cpu"))
+
+
 def on_cpu(x: Tensor) -> bool:
     """Whether oneDNN's fused kernels can be called on this tensor, here and now."""
     return (
         x.device.type == "cpu"
-        and (x.dtype == torch.float32 or has_native_bf16(x.device))
+        and (x.dtype == torch.float32 or _cpu_has_bf16())
         and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
     )

@@ -8,6 +8,7 @@ import logging
 
 import torch
 
+from geopose.devices import allow_tf32, has_native_bf16
 from geopose.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -30,17 +31,12 @@ def resolve_precision(name: str, device: torch.device) -> str:
         InputError: bf16 on a GPU that does not have it.
     """
     if name == "amp":
-        if device.type == "cuda":
-            return "bf16" if _has_bf16() else "fp16"
-        features = torch.cpu.get_capabilities()
-        return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "fp32"
-    if name == "bf16" and device.type == "cuda" and not _has_bf16():
+        if has_native_bf16(device):
+            return "bf16"
+        return "fp16" if device.type == "cuda" else "fp32"
+    if name == "bf16" and device.type == "cuda" and not has_native_bf16(device):
         raise InputError("optimizer.precision=bf16: this GPU does not compute in it; use fp16")
     return name
-
-
-def _has_bf16() -> bool:
-    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class Precision:
@@ -61,10 +57,7 @@ class Precision:
         self._dtype = _AUTOCAST.get(self.name)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
         if device.type == "cuda":
-            # Said for both, because torch's own default lets convolutions use tf32 in "fp32".
-            matmul = "tf32" if self.name == "tf32" else "ieee"
-            torch.backends.cuda.matmul.fp32_precision = matmul
-            torch.backends.cudnn.conv.fp32_precision = matmul  # type: ignore[attr-defined]
+            allow_tf32(self.name == "tf32")
         elif self.name in _ON_CPU:
             logger.info("optimizer.precision=%s: %s", name, _ON_CPU[self.name])
 
