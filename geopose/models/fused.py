@@ -44,8 +44,8 @@ def on_cpu(x: Tensor) -> bool:
     """Whether oneDNN's fused kernels can be called on this tensor, here and now."""
     return (
         x.device.type == "cpu"
-        and (x.dtype == torch.float32 or _cpu_has_bf16())
         and not torch.compiler.is_compiling()
+        and (x.dtype == torch.float32 or _cpu_has_bf16())
         and torch.backends.mkldnn.is_available()
     )
 
@@ -85,13 +85,14 @@ class FusedConv(nn.Module):
 
         Args:
             x: the maps.
-            gate: N x C x 1 x 1, factors of the input's channels. For a single image they go into
-                the weights, which spares a pass over the maps.
+            gate: N x C x 1 x 1, factors of the input's channels. For a single large image they go
+                into the weights, which spares a pass over the maps.
             add: N x out x h x w, added to the activated result; may be overwritten by it.
         """
         weight: Tensor = self.weight
         if gate is not None:
-            if len(x) == 1 and self.groups == 1:
+            fewer = len(weight) < x.shape[2] * x.shape[3]  # weights than pixels, for each channel
+            if len(x) == 1 and self.groups == 1 and fewer:
                 weight = weight * gate.reshape(1, -1, 1, 1)
             else:
                 x = x * gate
