@@ -121,9 +121,11 @@ def plain_loop(checkpoint: Path, data: Path, tta: str, out: Path) -> None:
 
 def run_case(case: Case, checkpoint: Path, data: Path, folder: Path) -> None:
     """One more measurement of a case."""
+    settings = {"PYTHONPATH": str(ROOT)}
     if case.name == PLAIN:
         arguments = ["-m", "benchmarks.inference", "--plain"]
         arguments += [str(checkpoint), str(data), case.tta, str(case.out)]
+        settings["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's own default
     else:
         config = folder / "config.yaml"
         models = {"ensemble": {"models": [str(checkpoint)]}, "submission_dir": str(case.out)}
@@ -133,7 +135,7 @@ def run_case(case: Case, checkpoint: Path, data: Path, folder: Path) -> None:
         arguments += [f"inference.precision={case.precision}"]
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **settings},
     )  # fmt: skip
     said = done.stdout + done.stderr
     if done.returncode:

@@ -12,7 +12,7 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
-_NEVER = 2**31 - 1
+_NEVER = -1  # the largest size there is; 2^31 - 1 would mean 2 GB, which large images exceed
 
 
 def keep_freed_memory() -> bool:

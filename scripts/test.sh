@@ -6,4 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy geopose ./*.py
-"$PYTHON" -m pytest "$@"
+# Tests of one file share what is costly to make, so a file stays in one process.
+"$PYTHON" -m pytest --numprocesses auto --dist loadfile "$@"
