@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from geopose import keys
 from geopose.inference.backends import Compiled, prepare
 from geopose.inference.precision import resolve_precision, set_precision
-from geopose.models import fused, winograd
+from geopose.models import fused, strips, winograd
 from geopose.models.blocks import GsdConv, ResidualDeconvolution, conv3x3
 from geopose.models.build import build_model
 from geopose.models.simplify import simplify
@@ -85,6 +85,7 @@ def test_nothing_is_left_to_normalise_in_published_networks(name):
     assert not any(issubclass(kind, nn.modules.batchnorm._BatchNorm) for kind in kinds)
     assert "InvertedResidual" not in {kind.__name__ for kind in kinds}
     assert {fused.FusedMobileBlock, fused.FusedGsdConv, fused.LastConv} <= kinds
+    assert {strips.StripDecoder, strips.StripHead} <= kinds
 
 
 def test_a_network_that_would_answer_differently_is_left_alone(monkeypatch, caplog):
@@ -170,13 +171,30 @@ def test_winograd_convolutions(height, width, monkeypatch):
         torch.testing.assert_close(layer(x).double(), expected, atol=3e-5, rtol=0)
 
 
-def test_strips_join_without_a_seam(monkeypatch):
-    simple = simplify(network("published b7"))
-    whole = answers(simple, 2, 3, 160, 96)
-    monkeypatch.setattr(fused, "_STRIP_PIXELS", 1)
-    monkeypatch.setattr(fused, "_LEAST_STRIP", 7)
-    for key, value in answers(simple, 2, 3, 160, 96).items():
-        torch.testing.assert_close(value, whole[key], atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_strips_join_without_a_seam(name, count, monkeypatch):
+    """Strips of 7 rows, so that every map larger than that is put together from many."""
+    model = network(name)
+    simple = simplify(model).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(strips, "_STRIP_PIXELS", 1)
+    monkeypatch.setattr(strips, "_LEAST_STRIP", 7)
+    expected, found = answers(model, count, 3, 160, 96), answers(simple, count, 3, 160, 96)
+    for key, value in expected.items():
+        atol = 1e-4 * float(value.abs().max())
+        torch.testing.assert_close(found[key], value, atol=atol, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_rows_of_a_residual_deconvolution(mixed):
+    torch.manual_seed(0)
+    mix, up = nn.Conv2d(8, 8, 1), ResidualDeconvolution(8)
+    x = torch.randn(2, 8, 9, 5)
+    expected = up(mix(x) if mixed else x)
+    rows = strips.DeconvolutionRows(up, fused.FusedConv(mix) if mixed else None)
+    for start, end in ((0, 18), (0, 7), (4, 12), (5, 6), (11, 18), (16, 18)):
+        found = rows.rows(x, (18, 10), start, end)
+        torch.testing.assert_close(found, expected[:, :, start:end], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -8,7 +8,7 @@ from torch import nn
 from geopose.devices import has_native_bf16
 from geopose.errors import InputError
 from geopose.models.fused import Float32Head, LastConv
-from geopose.models.heads import AGLHead, SimpleAGLHead
+from geopose.models.strips import StripHead
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def set_precision(model: nn.Module, precision: str) -> nn.Module:
     if kind is None:
         return model
     model.to(kind)
-    if not isinstance(model.agl_head, (SimpleAGLHead, AGLHead)):
+    if not isinstance(model.agl_head, StripHead):
         model.agl_head = Float32Head(model.agl_head)  # type: ignore[arg-type]
     model.orientation_head = Float32Head(model.orientation_head)  # type: ignore[arg-type]
     for module in model.modules():

@@ -29,10 +29,6 @@ _CPU_NAMES: dict[type[nn.Module], str] = {
 # Elements of a strip of rows that is converted to float32 at a time.
 _ROWS_IN_CACHE = 2**20
 _ROWS_ON_GPU = 2**26
-# Strips of the height branches: 128 channels of float32 make 256 MB of them.
-_STRIP_PIXELS = 2**19
-_LEAST_STRIP = 32  # rows; in thinner strips the overlap would cost more than it is worth
-_REACH = 3  # rows that three 3 x 3 convolutions see beyond their result
 
 
 @cache
@@ -207,43 +203,13 @@ def _add_shifted(total: Tensor, plane: Tensor, down: int, right: int) -> None:
     target += plane[:, max(0, down) :, max(0, right) :][:, :rows, :columns]
 
 
-class StripBranch(nn.Module):
-    """One branch of a `SimpleAGLHead`, whose convolutions at full resolution run strip by strip.
-
-    Their maps are the largest of the network by far; in strips of rows they need a fraction of the
-    memory. Strips overlap by as many rows as the convolutions reach, so the result is the same.
-    """
-
-    def __init__(
-        self, up: nn.Module, first: nn.Module, second: nn.Module, last: LastConv, uses_gsd: bool
-    ) -> None:
-        super().__init__()
-        self.up, self.first, self.second, self.last = up, first, second, last
-        self.uses_gsd = uses_gsd
-
-    def forward(self, x: Tensor, gsd_m: Tensor) -> Tensor:
-        """N x C x H x W -> N x 1 x 2H x 2W, float32, not negative."""
-        x = self.up(x)
-        count, _, height, width = x.shape
-        rows = max(_LEAST_STRIP, _STRIP_PIXELS // (count * width))
-        strips = [self._strip(x, gsd_m, top, rows) for top in range(0, height, rows)]
-        return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
-
-    def _strip(self, x: Tensor, gsd_m: Tensor, top: int, rows: int) -> Tensor:
-        start = max(0, top - _REACH)
-        part = self.first(x[:, :, start : top + rows + _REACH])
-        part = self.second(part, gsd_m) if self.uses_gsd else self.second(part)
-        part = self.last(part)[:, :, top - start :]
-        return F.relu(part[:, :, : min(rows, x.shape[2] - top)])
-
-
 class SqueezeGate(nn.Module):
     """timm's squeeze-excite without its last step: the factors, not the multiplied maps."""
 
     def __init__(self, excite: SqueezeExcite) -> None:
         super().__init__()
-        self.reduce = FusedConv(excite.conv_reduce, None, excite.act1)
-        self.expand = FusedConv(excite.conv_expand)
+        self.reduce = nn.Sequential(excite.conv_reduce, excite.act1)
+        self.expand = excite.conv_expand
         self.gate = excite.gate
 
     def forward(self, x: Tensor) -> Tensor:

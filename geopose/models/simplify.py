@@ -12,20 +12,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from pytorch_toolbelt.modules.decoders.unet import UNetDecoder
+from pytorch_toolbelt.modules.upsample import BilinearInterpolationLayer
 from timm.layers import BatchNormAct2d
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from torch import Tensor, nn
 
-from geopose.models.blocks import GsdConv, ResidualUnetBlock
+from geopose.models.blocks import (
+    DenseUnetBlock,
+    GsdConv,
+    InvertedUnetBlock,
+    ResidualDeconvolution,
+    ResidualUnetBlock,
+    UnetBlock,
+)
 from geopose.models.fused import (
     FusedConv,
     FusedGsdConv,
     FusedMobileBlock,
     FusedResidualBlock,
     LastConv,
-    StripBranch,
+    SqueezeGate,
 )
 from geopose.models.heads import AGLHead, SimpleAGLHead
+from geopose.models.strips import (
+    BilinearRows,
+    DeconvolutionRows,
+    HeightBranch,
+    StripDecoder,
+    StripHead,
+    StripStage,
+    StripTrunk,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,6 +83,7 @@ def simplify(model: nn.Module) -> nn.Module:
         calls = _observe(simple, image, gsd_m)
         _fuse_convolutions(simple, calls)
         _replace_blocks(simple)
+        _replace_decoder(simple)
         _replace_heads(simple)
         difference = _difference(model(image, gsd_m), simple(image, gsd_m))
     if not difference <= _LARGEST_DIFFERENCE:
@@ -124,8 +143,13 @@ class _Chain:
     def follower(self, call: _Call, kinds: tuple[type[nn.Module], ...]) -> _Call | None:
         """The only layer that takes what this one gave, unchanged, if it is of these kinds."""
         given, version = call.given
-        takers = [c for c in self._calls if c is not call and c.taken[0] is given]
-        if len(takers) != 1 or takers[0].taken[1] != version:
+        # Whoever takes it in a later version takes what an activation made of it in place.
+        takers = [
+            c
+            for c in self._calls
+            if c is not call and c.taken[0] is given and c.taken[1] == version
+        ]
+        if len(takers) != 1:
             return None
         taker = takers[0]
         return taker if isinstance(taker.module, kinds) and self.once(taker) else None
@@ -191,25 +215,72 @@ def _all_fused(convs: Sequence[nn.Module], absorbed: Sequence[nn.Module | None])
     )
 
 
+def _replace_decoder(model: nn.Module) -> None:
+    """A decoder of known layers runs strip by strip."""
+    decoder = getattr(model, "decoder", None)
+    if not isinstance(decoder, UNetDecoder):
+        return
+    ups = [_rows_of(up) for up in decoder.upsamples]
+    blocks = list(decoder.blocks)
+    if None in ups or not all(map(_is_local, blocks)):
+        return
+    stages = [StripStage(up, block) for up, block in zip(ups, blocks, strict=True)]  # type: ignore[arg-type]
+    model.decoder = StripDecoder(stages)
+
+
+def _is_local(block: nn.Module) -> bool:
+    """Whether a block of a decoder sees nothing but neighbours, by fused convolutions."""
+    known = isinstance(block, (UnetBlock, FusedResidualBlock, DenseUnetBlock, InvertedUnetBlock))
+    strange = (nn.Conv2d, ResidualUnetBlock, InvertedResidual, SqueezeGate)
+    return known and not any(isinstance(module, strange) for module in block.modules())
+
+
+def _rows_of(up: nn.Module) -> nn.Module | None:
+    """What gives single rows of this enlarging layer, if there is such a thing."""
+    if isinstance(up, ResidualDeconvolution):
+        return DeconvolutionRows(up)
+    aligned = isinstance(up, BilinearInterpolationLayer) and up.align_corners
+    return BilinearRows() if aligned else None
+
+
 def _replace_heads(model: nn.Module) -> None:
-    """The convolutions around gsd, and the last ones of the height heads."""
+    """Height heads run strip by strip, with fewer operations."""
     head = getattr(model, "agl_head", None)
     if isinstance(head, SimpleAGLHead):
-        head.height, head.magnitude = (_strips(b) for b in (head.height, head.magnitude))  # type: ignore[assignment]
+        trunks = [_upsampled_trunk(branch) for branch in (head.height, head.magnitude)]  # type: ignore[arg-type]
+        model.agl_head = StripHead(nn.Identity(), trunks, head.stride, output_gain=1.0)
     elif isinstance(head, AGLHead):
-        head.height[0] = FusedGsdConv(head.height[0], head.height[1])  # type: ignore[arg-type]
-        head.height[1] = nn.Identity()
-        for branch in (head.height, getattr(head, "magnitude", None)):
-            if branch is not None:
-                branch[2] = LastConv(branch[2])  # type: ignore[arg-type]
+        branches = [_branch(*head.height)]
+        if head.predicts_magnitude:
+            branches.append(_branch(*head.magnitude))
+        before, trunk = _shared_trunk(list(head.upsample), branches)
+        model.agl_head = StripHead(before, [trunk], head.stride, head.output_gain)
 
 
-def _strips(branch: nn.Module) -> StripBranch:
-    second: nn.Module = branch.conv2  # type: ignore[assignment]
-    if isinstance(second, GsdConv):
-        second = FusedGsdConv(second, branch.act2)  # type: ignore[arg-type]
-    else:
-        second = nn.Sequential(second, branch.act2)  # type: ignore[arg-type]
-    first = nn.Sequential(branch.conv1, branch.act1)  # type: ignore[arg-type]
-    last = LastConv(branch.conv3)  # type: ignore[arg-type]
-    return StripBranch(branch.up, first, second, last, branch.uses_gsd)  # type: ignore[arg-type]
+def _shared_trunk(
+    layers: list[nn.Module], branches: list[HeightBranch]
+) -> tuple[nn.Module, StripTrunk]:
+    """An `AGLHead`'s enlargements but the last one, and what follows."""
+    ups = [n for n, layer in enumerate(layers) if isinstance(layer, ResidualDeconvolution)]
+    if not ups:
+        return nn.Identity(), StripTrunk(None, nn.Identity(), branches)
+    at = ups[-1]
+    up = DeconvolutionRows(layers[at], layers[at - 1])  # type: ignore[arg-type]
+    shared = nn.Sequential(*layers[at + 1 :])
+    return nn.Sequential(*layers[: at - 1]), StripTrunk(up, shared, branches)
+
+
+def _upsampled_trunk(branch: nn.Module) -> StripTrunk:
+    """One of a `SimpleAGLHead`'s branches."""
+    mix, deconvolution = branch.up  # type: ignore[misc]
+    shared = nn.Sequential(branch.conv1, branch.act1)  # type: ignore[arg-type]
+    return StripTrunk(
+        DeconvolutionRows(deconvolution, mix), shared,
+        [_branch(branch.conv2, branch.act2, branch.conv3)],  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _branch(conv: nn.Module, act: nn.Module, last: nn.Module) -> HeightBranch:
+    if isinstance(conv, GsdConv):
+        return HeightBranch(FusedGsdConv(conv, act), LastConv(last))  # type: ignore[arg-type]
+    return HeightBranch(nn.Sequential(conv, act), LastConv(last))  # type: ignore[arg-type]
