@@ -177,7 +177,7 @@ def test_strips_join_without_a_seam(name, count, monkeypatch):
     """Strips of 7 rows, so that every map larger than that is put together from many."""
     model = network(name)
     simple = simplify(model).to(memory_format=torch.channels_last)
-    monkeypatch.setattr(strips, "_STRIP_PIXELS", 1)
+    monkeypatch.setattr(strips, "_PIXELS_ON_CPU", 1)
     monkeypatch.setattr(strips, "_LEAST_STRIP", 7)
     expected, found = answers(model, count, 3, 160, 96), answers(simple, count, 3, 160, 96)
     for key, value in expected.items():

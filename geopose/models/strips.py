@@ -15,26 +15,29 @@ from torch.nn import functional as F
 from geopose.models.blocks import ResidualDeconvolution, resize
 from geopose.models.fused import FusedConv, FusedGsdConv, LastConv
 
-_STRIP_PIXELS = 2**19  # 128 channels of float32 make 256 MB of them
+# Pixels of a strip, all images of a batch together; 128 channels of float32 make 128 MB of 2^18.
+_PIXELS_ON_CPU = 2**18
+_PIXELS_ON_GPU = 2**21  # where batches are larger
 _LEAST_STRIP = 32  # rows; in thinner strips the overlap would cost more than it is worth
 
 
 def by_strips(
-    compute: Callable[[int, int], Tensor], count: int, size: Sequence[int], reach: int
+    compute: Callable[[int, int], Tensor], x: Tensor, size: Sequence[int], reach: int
 ) -> Tensor:
     """Puts a map together from strips.
 
     Args:
         compute: gives the rows from a start to before an end, N x C x rows x W; the outermost
             `reach` of them may be wrong where the map goes on.
-        count: images in the batch. size: height and width of the map.
-        reach: rows.
+        x: what the map is made from, N x ...; size: height and width of the map. reach: rows.
 
     Returns:
         N x C x H x W.
     """
+    count = len(x)
     height, width = size
-    rows = max(_LEAST_STRIP, _STRIP_PIXELS // (count * width))
+    pixels = _PIXELS_ON_CPU if x.device.type == "cpu" else _PIXELS_ON_GPU
+    rows = max(_LEAST_STRIP, pixels // (count * width))
     if rows >= height:
         return compute(0, height)
     whole: Tensor | None = None
@@ -165,7 +168,7 @@ class StripStage(nn.Module):
             enlarged = self.up.rows(x, size, start, end)  # type: ignore[operator]
             return self.block(torch.cat([enlarged, skip[:, :, start:end]], dim=1))
 
-        return by_strips(compute, len(x), size, self.reach)
+        return by_strips(compute, x, size, self.reach)
 
 
 class StripDecoder(nn.Module):
@@ -227,7 +230,7 @@ class StripTrunk(nn.Module):
             part = self.shared(part)
             return torch.cat([branch(part, gsd_m) for branch in self.branches], dim=1)
 
-        return by_strips(compute, len(x), size, self._REACH)
+        return by_strips(compute, x, size, self._REACH)
 
 
 class StripHead(nn.Module):
