@@ -5,8 +5,8 @@
 
 The plain loop reads an image, shows it to the network as loaded (eager, fp32, contiguous, one view
 at a time), writes the files, and goes on to the next. Each case is a whole run of submit.py on the
-same images; seconds count from the first image to the last file, loading of models and compiling
-included where a case does it. All take turns, each in a process of its own; the median of the
+same images; seconds count from the first image to the last file, compiling included where a case
+does it, loading of models not. All take turns, each in a process of its own; the median of the
 repeats counts. Without --checkpoint the networks have random weights, whose last layers are set so
 that heights spread around 20 m. Differences are those of the written files; R2 takes the plain
 loop's heights for the truth. The peak is what large convolutions reach here in the same precision.
@@ -38,6 +38,7 @@ from geopose.checkpoints.files import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.data.io import read_agl_cm, read_rgb
 from geopose.data.layout import read_split
+from geopose.devices import allow_tf32
 from geopose.distributed import local_device
 from geopose.inference.ensemble import Member
 from geopose.inference.tta import Tta
@@ -95,6 +96,7 @@ def calibrated_checkpoint(path: Path, name: str) -> Path:
 def plain_loop(checkpoint: Path, data: Path, tta: str, out: Path) -> None:
     """The reference: prints its seconds and its peak memory."""
     device = local_device()
+    allow_tf32(False)
     model = load_model(checkpoint)
     member = Member(model, memory_format=torch.contiguous_format).to(device)
     views = Tta.from_name(None if tta == "null" else tta)
@@ -161,6 +163,7 @@ def peak_flops(precision: str) -> float:
     """Operations a second of a large 3 x 3 convolution, the best of several."""
     device = local_device()
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    allow_tf32(precision != "fp32")
     side, channels = (1024, 512) if device.type == "cuda" else (256, 256)
     x = torch.randn(1, channels, side, side, device=device).to(
         kind, memory_format=torch.channels_last
@@ -220,6 +223,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=cases if gpu else ["eager:fp32"])
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.checkpoint and len(arguments.models) > 1:
+        parser.error("--checkpoint has the weights of one network: name it with --models")
     device = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} cores"
     print(
         f"{platform.platform()}, {device}, Python {platform.python_version()}, torch "

@@ -239,6 +239,8 @@ class OnnxNetwork(nn.Module):
         InputError: onnxruntime cannot run the file.
     """
 
+    uses_torch_memory = False  # what it takes, torch's counters do not see
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path

@@ -35,7 +35,7 @@ def resolve_backend(wanted: str, device: torch.device, runs: int) -> str:
     Args:
         wanted: of the config.
         device: where the networks run.
-        runs: models x views x images of the whole job.
+        runs: models x views x images of one process.
     """
     if wanted != AUTO:
         return wanted
@@ -67,7 +67,10 @@ class Compiled(nn.Module):
         super().__init__()
         self.model = model
         os.environ.setdefault(_CACHE_VARIABLE, str(checkpoint_cache() / "compiled"))
-        self._compiled: Any = torch.compile(model, dynamic=False)
+        # Each network has its own share of the number of shapes that torch compiles at most; its
+        # annotations do not know the option yet.
+        options: dict[str, Any] = {"dynamic": False, "isolate_recompiles": True}
+        self._compiled: Any = torch.compile(model, **options)
 
     def forward(self, image: Tensor, gsd_m: Tensor) -> dict[str, Tensor]:
         """The network's outputs."""
@@ -77,7 +80,10 @@ class Compiled(nn.Module):
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a compiler, a driver or a missing g++ raises
+                cause = getattr(error, "inner_exception", None)
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from error
                 self._compiled = None
-                reason = str(error).strip().splitlines()[0][:120]
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 _LOG.warning("torch.compile failed, going on without it: %s", reason)
         return self.model(image, gsd_m)

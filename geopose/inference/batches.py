@@ -84,10 +84,11 @@ class ViewBatches:
     def _measure(self, image: torch.Tensor, gsd_m: torch.Tensor, size: torch.Size) -> Prediction:
         """Predicts the first image of a size and finds out how many more would fit."""
         device = self._residence.device
-        if device.type != "cuda":
+        if device.type != "cuda" or not getattr(self._model, "uses_torch_memory", True):
             prediction = self._model(image, gsd_m)
             self._limits[size] = 1
             return prediction
+        self._model(image, gsd_m)  # cuDNN tries kernels at the first call, in memory of their own
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

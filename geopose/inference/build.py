@@ -12,6 +12,7 @@ from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
 from geopose.inference.precision import FP32, input_type, resolve_precision
 from geopose.inference.tta import Tta
+from geopose.models.geopose_unet import GeoposeUNetModel
 
 
 def load_entry(entry: ModelEntry) -> LoadedModel:
@@ -26,7 +27,7 @@ def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 
     Args:
         config: models, views, backend, precision.
         device: where the networks run.
-        images: of the whole job; a short one is not worth compiling for.
+        images: that this process will predict; a few are not worth compiling for.
 
     Raises:
         InputError: a checkpoint that cannot be used.
@@ -47,7 +48,8 @@ def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 
 def _member(entry: ModelEntry, backend: str, precision: str) -> Member:
     loaded = load_entry(entry)
     model = prepare(loaded.model, backend, precision)
-    return Member(replace(loaded, model=model), input_type(precision))
+    own = isinstance(loaded.model, GeoposeUNetModel)  # others, from .onnx files, take float32
+    return Member(replace(loaded, model=model), input_type(precision) if own else torch.float32)
 
 
 def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:

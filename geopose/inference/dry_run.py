@@ -72,7 +72,8 @@ def _log_cost(
     config: InferenceConfig, plan: Plan, task: Task, device: torch.device, processes: int
 ) -> None:
     """Memory and time of the largest image, and what follows for all of them."""
-    ensemble = build_ensemble(config, device)
+    to_predict = [t for t in plan.tasks if t.predict]
+    ensemble = build_ensemble(config, device, -(-len(to_predict) // processes))
     rgb = read_rgb(task.record.rgb_file())
     started = time.perf_counter()
     with torch.inference_mode():
@@ -81,7 +82,7 @@ def _log_cost(
         prediction = predict(ensemble, pixels, gsd_m, config.batch_size)
         to_centimetres(prediction.agl_m).agl_cm.cpu()
     seconds = (time.perf_counter() - started) / config.batch_size
-    pixels_in_all = sum(t.size[0] * t.size[1] for t in plan.tasks if t.predict)
+    pixels_in_all = sum(t.size[0] * t.size[1] for t in to_predict)
     total_s = seconds * pixels_in_all / (task.size[0] * task.size[1]) / processes
     _LOG.info(
         "%s took %.2f s on %s, the first image and the start of the models included; about %s for "

@@ -51,6 +51,7 @@ class Member(nn.Module):
         super().__init__()
         self.model = loaded.model
         self.kind = kind
+        self.uses_torch_memory = getattr(loaded.model, "uses_torch_memory", True)
         self.memory_format = memory_format
         self.channel_order = loaded.channel_order
         self.downsample = loaded.downsample

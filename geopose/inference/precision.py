@@ -62,11 +62,16 @@ def set_precision(model: nn.Module, precision: str) -> nn.Module:
     kind = _TYPES.get(precision)
     if kind is None:
         return model
-    model.to(kind)
     if not isinstance(model.agl_head, StripHead):
         model.agl_head = Float32Head(model.agl_head)  # type: ignore[arg-type]
     model.orientation_head = Float32Head(model.orientation_head)  # type: ignore[arg-type]
-    for module in model.modules():
-        if isinstance(module, LastConv):
-            module.float()
+    exact = {
+        id(values)
+        for module in model.modules()
+        if isinstance(module, (Float32Head, LastConv))
+        for values in (*module.parameters(), *module.buffers())
+    }
+    for values in (*model.parameters(), *model.buffers()):
+        if id(values) not in exact and values.is_floating_point():
+            values.data = values.data.to(kind)
     return model

@@ -100,7 +100,7 @@ def run_inference(
         ensemble: Predictor | None = None
         if works:
             try:
-                ensemble = _load(config, plan, device)
+                ensemble = _load(config, plan, device, crew.size)
                 crew.say_ready()
             except GeoposeError as error:
                 report.problem = error
@@ -126,7 +126,9 @@ def _decoders(config: InferenceConfig, plan: Plan, crew: Crew) -> int:
     return min(config.num_workers, cores, -(-len(plan.tasks) // crew.size))
 
 
-def _load(config: InferenceConfig, plan: Plan, device: torch.device) -> Predictor | None:
+def _load(
+    config: InferenceConfig, plan: Plan, device: torch.device, processes: int
+) -> Predictor | None:
     """The models, if any image needs them, sure to compute as the leader's do."""
     if not plan.predicts:
         return None
@@ -136,7 +138,8 @@ def _load(config: InferenceConfig, plan: Plan, device: torch.device) -> Predicto
             f"{device} would compute otherwise than the first process ({differing}), and one "
             "archive must not mix both; choose the same in the config's inference section"
         )
-    return build_ensemble(config, device, len(plan.tasks))
+    images = sum(task.predict for task in plan.tasks)
+    return build_ensemble(config, device, -(-images // processes))
 
 
 class Leader:

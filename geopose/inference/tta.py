@@ -3,7 +3,7 @@
 A view moves the image by a symmetry of the square or zooms it; its prediction is moved back before
 averaging. Maps are moved by the inverse symmetry, scale does not change under symmetries, and the
 direction is a unit vector moved as any image vector and averaged as a vector, never as an angle.
-Views are computed one after another and summed at once, so memory does not grow with their number.
+Predictions are summed as they come, so of the views only the images are all in memory at once.
 """
 
 from collections.abc import Callable, Mapping, Sequence

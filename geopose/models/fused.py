@@ -19,6 +19,7 @@ from geopose.devices import has_native_bf16
 from geopose.models import winograd
 from geopose.models.blocks import GsdConv
 
+SAME_CONV = "Conv2dSame"  # timm's, which pads by the size of the maps
 # What oneDNN can append to a convolution, by the activation's class.
 _CPU_NAMES: dict[type[nn.Module], str] = {
     nn.Identity: "none",
@@ -64,7 +65,7 @@ class FusedConv(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.act = act or nn.Identity()
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-        same = type(conv).__name__ == "Conv2dSame"  # timm's; others pad by fixed numbers
+        same = type(conv).__name__ == SAME_CONV
         self.padding = (0, 0) if same else _numbers(conv)
         self.pads_same = same
         self._cpu_name = _CPU_NAMES.get(type(self.act))
@@ -92,21 +93,27 @@ class FusedConv(nn.Module):
                 weight = weight * gate.reshape(1, -1, 1, 1)
             else:
                 x = x * gate
+        padding = self.padding
         if self.pads_same:
-            x = self._pad_same(x)
-        return self.convolve(x, weight, self.bias, add)
+            x, weight, padding = self._pad_same(x, weight)
+        return self.convolve(x, weight, self.bias, add, padding)
 
     def convolve(
-        self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        add: Tensor | None = None,
+        padding: tuple[int, int] | None = None,
     ) -> Tensor:
+        padding = padding or self.padding
+        geometry = (padding, self.stride, self.dilation, self.groups)
         if not on_cpu(x) or self._cpu_name is None:
-            y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-            y = self.act(y)
+            y = self.act(F.conv2d(x, weight, bias, self.stride, padding, *geometry[2:]))
             return y if add is None else add + y
         if add is None and self._plain_3x3 and weight is self.weight and winograd.pays(x, weight):
             self._fast = self._fast or winograd.Winograd(weight)
             return self._fast(x, bias, self._act_in_place)
-        geometry = (self.padding, self.stride, self.dilation, self.groups)
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(
                 x, weight, bias, *geometry, self._cpu_name, [], ""
@@ -115,22 +122,34 @@ class FusedConv(nn.Module):
             return torch.ops.mkldnn._convolution_pointwise_.binary(
                 add, x, weight, bias, *geometry, "add", 1.0, None, [], None
             )
-        return add.add_(self.convolve(x, weight, bias, None))
+        return add.add_(self.convolve(x, weight, bias, None, padding))
 
     def _act_in_place(self, y: Tensor) -> Tensor:
         if isinstance(self.act, nn.SiLU):
             return F.silu(y, inplace=True)
         return y.relu_() if isinstance(self.act, nn.ReLU) else self.act(y)
 
-    def _pad_same(self, x: Tensor) -> Tensor:
-        """Zero padding as TensorFlow's "same": what is missing, the larger half right and below."""
-        sides: list[int] = []
-        for axis in (1, 0):
+    def _pad_same(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Zero padding as TensorFlow's "same": what is missing, the larger half right and below.
+
+        Where that is one more than left or above, a kernel with zeros before its first column or
+        row asks for the same on both sides, which spares depthwise filters a copy of the maps.
+        """
+        sides: list[tuple[int, int]] = []
+        padding: list[int] = []
+        zeros: list[tuple[int, int]] = []
+        for axis in (0, 1):
             size, stride = x.shape[2 + axis], self.stride[axis]
-            reach = (self.weight.shape[2 + axis] - 1) * self.dilation[axis] + 1
+            reach = (weight.shape[2 + axis] - 1) * self.dilation[axis] + 1
             missing = max((-(-size // stride) - 1) * stride + reach - size, 0)
-            sides += [missing // 2, missing - missing // 2]
-        return F.pad(x, sides) if any(sides) else x
+            sides.insert(0, (missing // 2, missing - missing // 2))
+            zeros.insert(0, (missing % 2, 0))
+            padding.append(-(-missing // 2))
+        if any(map(sum, zeros)):
+            if self.groups == 1 or self.dilation != (1, 1) or not on_cpu(x):
+                return F.pad(x, [*sides[0], *sides[1]]), weight, (0, 0)
+            weight = F.pad(weight, [*zeros[0], *zeros[1]])
+        return x, weight, (padding[0], padding[1])
 
 
 class FusedGsdConv(nn.Module):
@@ -231,10 +250,9 @@ class FusedMobileBlock(nn.Module):
         """N x C x H x W -> N x out x h x w."""
         y = self.before(x)
         gate = None if self.gate is None else self.gate(y)
-        # The shortcut is somebody else's input too, so the sum must not overwrite it.
-        if not self.skip:
-            return self.last(y, gate)
-        return self.last(y, gate, add=x)
+        # The sum overwrites the input, which the encoder hands out nowhere: its maps come from
+        # blocks that are followed by one with a stride, and so without a shortcut.
+        return self.last(y, gate, add=x if self.skip else None)
 
 
 class FusedResidualBlock(nn.Module):

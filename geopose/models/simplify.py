@@ -27,6 +27,7 @@ from geopose.models.blocks import (
     UnetBlock,
 )
 from geopose.models.fused import (
+    SAME_CONV,
     FusedConv,
     FusedGsdConv,
     FusedMobileBlock,
@@ -73,6 +74,20 @@ def simplify(model: nn.Module) -> nn.Module:
         A new network with the same inputs and outputs, or the given one (with a warning) if the
         new one does not give the same numbers to 1e-3.
     """
+    try:
+        simple, difference = _simplified(model)
+    except Exception as error:  # layers unheard of: whatever they raise, the network itself works
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        _LOG.warning("the network cannot be simplified (%s)", reason)
+        return model
+    if not difference <= _LARGEST_DIFFERENCE:
+        _LOG.warning("the network cannot be simplified (answers differ by %.1e)", difference)
+        return model
+    return simple
+
+
+def _simplified(model: nn.Module) -> tuple[nn.Module, float]:
+    """The new network, and how much its answers differ."""
     simple = copy.deepcopy(model)
     stride = int(getattr(model, "stride", _PROBE_PX))
     size = -(-_PROBE_PX // stride) * stride
@@ -85,20 +100,17 @@ def simplify(model: nn.Module) -> nn.Module:
         _replace_blocks(simple)
         _replace_decoder(simple)
         _replace_heads(simple)
-        difference = _difference(model(image, gsd_m), simple(image, gsd_m))
-    if not difference <= _LARGEST_DIFFERENCE:
-        _LOG.warning("the network cannot be simplified (answers differ by %.1e)", difference)
-        return model
-    return simple
+        return simple, _difference(model(image, gsd_m), simple(image, gsd_m))
 
 
 def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
-    """Largest difference of any output relative to its largest value."""
-    return max(
-        float((found[key] - expected[key]).abs().max() / expected[key].abs().max().clamp(min=1e-6))
+    """Largest difference of any output relative to its largest value; NaN if any is NaN."""
+    differences = [
+        (found[key] - expected[key]).abs().max() / expected[key].abs().max().clamp(min=1e-6)
         for key in expected
         if "angle" not in key.lower()  # jumps by a whole turn; the direction says the same
-    )
+    ]
+    return float(torch.stack(differences).max())
 
 
 def _observe(model: nn.Module, image: Tensor, gsd_m: Tensor) -> list[_Call]:
@@ -159,10 +171,11 @@ def _fuse_convolutions(model: nn.Module, calls: list[_Call]) -> None:
     """Replaces convolutions with the BatchNorm and the activation that follow them."""
     chain = _Chain(calls)
     for call in calls:
-        if not isinstance(call.module, nn.Conv2d) or isinstance(call.module, GsdConv):
+        conv = call.module
+        if not isinstance(conv, nn.Conv2d) or not chain.once(call) or conv.padding_mode != "zeros":
             continue
-        if not chain.once(call) or call.module.padding_mode != "zeros":
-            continue
+        if type(conv) is not nn.Conv2d and type(conv).__name__ != SAME_CONV:
+            continue  # a GsdConv, or one that does something else with its weights
         norm = chain.follower(call, _NORMS)
         act = None
         if norm is not None and isinstance(norm.module, BatchNormAct2d):
@@ -170,7 +183,7 @@ def _fuse_convolutions(model: nn.Module, calls: list[_Call]) -> None:
         else:
             act = chain.follower(norm or call, _ACTIVATIONS)
             act_module = act.module if act else None
-        _set(model, call.name, FusedConv(call.module, norm.module if norm else None, act_module))
+        _set(model, call.name, FusedConv(conv, norm.module if norm else None, act_module))
         for absorbed in (norm, act):
             if absorbed is not None:
                 _set(model, absorbed.name, nn.Identity())

@@ -17,7 +17,7 @@ from geopose.models.fused import FusedConv, FusedGsdConv, LastConv
 
 # Pixels of a strip, all images of a batch together; 128 channels of float32 make 128 MB of 2^18.
 _PIXELS_ON_CPU = 2**18
-_PIXELS_ON_GPU = 2**21  # where batches are larger
+_PIXELS_ELSEWHERE = 2**21  # GPUs have larger batches, and compilers look at each strip anew
 _LEAST_STRIP = 32  # rows; in thinner strips the overlap would cost more than it is worth
 
 
@@ -36,7 +36,8 @@ def by_strips(
     """
     count = len(x)
     height, width = size
-    pixels = _PIXELS_ON_CPU if x.device.type == "cpu" else _PIXELS_ON_GPU
+    eager_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    pixels = _PIXELS_ON_CPU if eager_cpu else _PIXELS_ELSEWHERE
     rows = max(_LEAST_STRIP, pixels // (count * width))
     if rows >= height:
         return compute(0, height)
