@@ -358,7 +358,9 @@ def test_too_little_memory_says_what_to_lower(setup, tmp_path, capsys, monkeypat
     monkeypatch.setattr("geopose.inference.run.build_ensemble", lambda *_: full)
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
     assert run(config, setup / "data") == 1
-    assert "inference.batch_size=1" in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "inference.precision=bf16" in error
+    assert "batch_size" not in error  # is 1 already
 
 
 def test_fp16_without_a_gpu_computes_in_float32_and_says_so(setup, tmp_path, caplog, monkeypatch):

@@ -124,7 +124,7 @@ def test_too_little_memory_in_another_process_is_said(setup, tmp_path):
     said = [line for line in done.stderr.splitlines() if "out of memory" in line]
     assert len(said) == 1, done.stderr
     assert said[0].startswith("error: process 1 stopped: out of memory on cpu")
-    assert "inference.batch_size=1" in said[0]
+    assert "inference.precision=bf16" in said[0]
     assert "of 5 images are missing" in said[0]
     assert "terminate called" not in done.stderr
     assert not (tmp_path / "out/submission_compressed.tar.gz").exists()
