@@ -99,6 +99,34 @@ def test_a_network_that_would_answer_differently_is_left_alone(monkeypatch, capl
     assert "cannot be simplified" in caplog.text
 
 
+def test_a_network_that_fails_while_it_is_simplified_is_left_alone(monkeypatch, caplog):
+    def refuse(_: nn.Module) -> None:
+        raise KeyError("a layer\nunheard of")
+
+    monkeypatch.setattr("geopose.models.simplify._replace_blocks", refuse)
+    model = network("published b6")
+    assert simplify(model) is model
+    assert "cannot be simplified (KeyError: 'a layer" in caplog.text
+
+
+class Doubling(nn.Conv2d):
+    """A convolution that does something else with its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Twice what a convolution gives."""
+        return 2 * super().forward(x)
+
+
+def test_convolutions_of_other_kinds_stay_as_they_are():
+    model = Branching().eval()
+    model.conv2 = Doubling(4, 4, 3, padding=1)
+    simple = simplify(model)
+    assert isinstance(simple.conv2, Doubling)
+    assert isinstance(simple.norm2, nn.BatchNorm2d)
+    key = keys.OUTPUT_AGL_MASK
+    torch.testing.assert_close(answers(simple, 1, 3, 9, 8)[key], answers(model, 1, 3, 9, 8)[key])
+
+
 class Branching(nn.Module):
     """A convolution whose output is used before and after BatchNorm; an addition in place."""
 
@@ -212,6 +240,25 @@ def test_reduced_precision_keeps_the_digits_of_heights(name):
         torch.testing.assert_close(found[key], expected[key], atol=atol, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["published b6", "published b7", "hyper column"])
+def test_what_decides_about_digits_keeps_its_weights_in_16_bits(name):
+    simple = simplify(network(name))
+    kept = {
+        key: value.clone()
+        for key, value in simple.state_dict().items()
+        if key.startswith("orientation_head.") or (key.startswith("agl_head.") and ".last." in key)
+    }
+    if not isinstance(simple.agl_head, strips.StripHead):
+        kept.update({k: v for k, v in simple.state_dict().items() if k.startswith("agl_head.")})
+    assert any(key.startswith("agl_head.") for key in kept)
+    changed = set_precision(copy.deepcopy(simple), "bf16").state_dict()
+    changed = {key.replace("_head.head.", "_head."): value for key, value in changed.items()}
+    for key, value in kept.items():
+        assert changed[key].dtype == value.dtype, key
+        assert torch.equal(changed[key], value), key
+    assert any(value.dtype == torch.bfloat16 for value in changed.values())
+
+
 def test_precision_is_what_the_device_can_do(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [resolve_precision(p, cpu) for p in ("auto", "tf32", "fp16")] == ["fp32"] * 3
@@ -222,9 +269,10 @@ def test_precision_is_what_the_device_can_do(monkeypatch):
     assert [resolve_precision(p, gpu) for p in ("auto", "fp32", "fp16")] == ["tf32", "fp32", "fp16"]
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, caplog):
+@pytest.mark.parametrize("message", ["no compiler\nfound", ""])
+def test_what_cannot_be_compiled_runs_as_it_is(message, monkeypatch, caplog):
     def refuse(*_: object) -> None:
-        raise RuntimeError("no compiler\nfound")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(torch, "compile", lambda model, **_: refuse)
     model = network("published b6")
@@ -233,6 +281,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         found = [answers(prepared, 1, 3, 64, 64) for _ in range(2)]
     assert caplog.text.count("torch.compile failed") == 1
+    assert f"without it: RuntimeError: {' '.join(message.split())}" in caplog.text
     expected = answers(model, 1, 3, 64, 64)[keys.OUTPUT_AGL_MASK]
     torch.testing.assert_close(found[1][keys.OUTPUT_AGL_MASK], expected, atol=1e-3, rtol=0)
 

@@ -1,13 +1,12 @@
 """The network as an .onnx file, and an .onnx file as a network.
 
-Only the network is in the file: what happens to an image before and after it is told by the file's
-metadata. Input `image` is N x 3 x H x W float32, in the order of `channel_order` and normalised as
-`normalization` says; `gsd` is N x 1, metres per pixel. Outputs are `agl` (N x 1 x H x W, metres),
-`magnitude` (N x 1 x H x W, pixels), `scale` (N x 1, pixels per metre) and `direction` (N x 2,
-(sin a, cos a) of any length). N, H and W are free.
+Only the network is in the file (see `geopose.checkpoints.exportable`): what happens to an image
+before and after it is told by the file's metadata. Input `image` is N x 3 x H x W float32, in the
+order of `channel_order` and normalised as `normalization` says; `gsd` is N x 1, metres per pixel.
+Outputs are `agl` (N x 1 x H x W, metres), `magnitude` (N x 1 x H x W, pixels), `scale` (N x 1,
+pixels per metre) and `direction` (N x 2, (sin a, cos a) of any length). N, H and W are free.
 """
 
-import copy
 import json
 import logging
 import warnings
@@ -17,35 +16,24 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state
 import torch
 from google.protobuf.message import DecodeError
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from geopose import keys
+from geopose.checkpoints.exportable import INPUTS, OUTPUTS, ExportableNetwork, named_outputs
 from geopose.checkpoints.facts import METADATA_KEY, facts_from_text, facts_to_text
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.data.io import atomic_path
 from geopose.errors import InputError, RunError
-from geopose.geometry import vector_to_angle
 
 if TYPE_CHECKING:
     from geopose.checkpoints.load import LoadedModel
 
 logger = logging.getLogger(__name__)
 
-INPUTS = ("image", "gsd")
-OUTPUTS = {
-    "agl": keys.OUTPUT_AGL_MASK,
-    "magnitude": keys.OUTPUT_MAGNITUDE_MASK,
-    "scale": keys.OUTPUT_VFLOW_SCALE,
-    "direction": keys.OUTPUT_VFLOW_DIRECTION,
-}
 _TRACED_SIZE = (2, 97, 130)  # batch, height and width; any would do
 _DOMAINS = {"", "ai.onnx"}
 _CUDA = "CUDAExecutionProvider"
@@ -59,45 +47,6 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (  # onnxruntime's own have no co
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
-
-
-class _Named(nn.Module):
-    """A copy of the network whose outputs come in the order of `OUTPUTS`, made for export."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model)
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, Conv2dSame):
-                self.model.set_submodule(name, _FixedPadding(module))
-
-    def forward(self, image: Tensor, gsd: Tensor) -> tuple[Tensor, ...]:
-        """Outputs as a tuple."""
-        output = self.model(image, gsd)
-        return tuple(output[key] for key in OUTPUTS.values())
-
-
-class _FixedPadding(nn.Module):
-    """TensorFlow's "same" convolution for sizes that its stride divides, as in a padded image.
-
-    The padding is then always the same. Computed from each map's size, it would take the exporter
-    minutes to follow through a large encoder.
-    """
-
-    def __init__(self, conv: Conv2dSame) -> None:
-        super().__init__()
-        self.conv = conv
-        self.padding: list[int] = []
-        for axis in (1, 0):
-            reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-            total = max(0, reach + 1 - conv.stride[axis])
-            self.padding += [total // 2, total - total // 2]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pads and convolves."""
-        c = self.conv
-        x = F.pad(x, self.padding)
-        return F.conv2d(x, c.weight, c.bias, c.stride, 0, c.dilation, c.groups)
 
 
 def export_onnx(path: Path, loaded: "LoadedModel", facts: Mapping[str, Any]) -> None:
@@ -119,7 +68,7 @@ def export_onnx(path: Path, loaded: "LoadedModel", facts: Mapping[str, Any]) -> 
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")  # of torch's exporter, about itself
             program = torch.onnx.export(
-                _Named(loaded.model).eval(),
+                ExportableNetwork(loaded.model).eval(),
                 example,
                 input_names=list(INPUTS),
                 output_names=list(OUTPUTS),
@@ -260,13 +209,7 @@ class OnnxNetwork(nn.Module):
             found = session.run(list(OUTPUTS), feed)
         except _RUNTIME_ERRORS as error:
             raise RunError(f"{self.path}: {_first_line(error)}") from error
-        outputs = {
-            key: torch.from_numpy(np.ascontiguousarray(value)).to(image.device)
-            for key, value in zip(OUTPUTS.values(), found, strict=True)
-        }
-        direction = outputs[keys.OUTPUT_VFLOW_DIRECTION]
-        outputs[keys.OUTPUT_VFLOW_ANGLE] = vector_to_angle(direction)[:, None]
-        return outputs
+        return named_outputs(found, image.device)
 
     def _session(self, device: torch.device) -> onnxruntime.InferenceSession:
         """The session for a device; the first call for it makes it."""

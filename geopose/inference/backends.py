@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from geopose.checkpoints.fetch import checkpoint_cache
 from geopose.errors import InputError
-from geopose.inference.precision import set_precision
+from geopose.inference.openvino_network import OpenVinoNetwork, has_openvino
+from geopose.inference.precision import BF16, input_type, set_precision
 from geopose.models.geopose_unet import GeoposeUNetModel
 from geopose.models.simplify import simplify
 
 _LOG = logging.getLogger(__name__)
 
-AUTO, EAGER, COMPILE = "auto", "eager", "compile"
-BACKENDS = (AUTO, EAGER, COMPILE)
+AUTO, EAGER, COMPILE, OPENVINO = "auto", "eager", "compile", "openvino"
+BACKENDS = (AUTO, EAGER, COMPILE, OPENVINO)
 # Runs of a network (models x views x images) from which compiling for a minute or two pays. On a
 # CPU the simplified network is as fast without.
 LEAST_RUNS_TO_COMPILE = 10_000
@@ -29,17 +30,37 @@ def check_backend(name: object) -> None:
         raise InputError(f"inference.backend: unknown value {name!r}, use {', '.join(BACKENDS)}")
 
 
-def resolve_backend(wanted: str, device: torch.device, runs: int) -> str:
-    """The backend that `auto` means: compiled on a GPU in long runs, else eager.
+def resolve_backend(wanted: str, precision: str, device: torch.device, runs: int) -> str:
+    """The backend that a config means.
+
+    `auto` is OpenVINO for bf16 on a CPU, if it is installed; compiled on a GPU in long runs; else
+    eager.
 
     Args:
         wanted: of the config.
+        precision: as resolved for the device.
         device: where the networks run.
         runs: models x views x images of one process.
+
+    Raises:
+        InputError: OpenVINO is wanted but not installed, or not on a CPU.
     """
-    if wanted != AUTO:
-        return wanted
-    return COMPILE if device.type == "cuda" and runs >= LEAST_RUNS_TO_COMPILE else EAGER
+    on_cpu = device.type == "cpu"
+    if wanted == AUTO:
+        if on_cpu:
+            return OPENVINO if precision == BF16 and has_openvino() else EAGER
+        return COMPILE if runs >= LEAST_RUNS_TO_COMPILE else EAGER
+    if wanted == OPENVINO and not on_cpu:
+        raise InputError(
+            f"inference.backend: openvino computes on a CPU, and this run is on {device}; use "
+            f"auto, {EAGER} or {COMPILE}"
+        )
+    if wanted == OPENVINO and not has_openvino():
+        raise InputError(
+            "inference.backend: the openvino package is not installed; pip install openvino, or "
+            f"use auto, {EAGER} or {COMPILE}"
+        )
+    return wanted
 
 
 def prepare(model: nn.Module, backend: str, precision: str) -> nn.Module:
@@ -48,13 +69,29 @@ def prepare(model: nn.Module, backend: str, precision: str) -> nn.Module:
     Args:
         model: from a checkpoint, float32 in eval mode. Networks of other kinds (an .onnx file) come
             back as they are.
-        backend: "eager" or "compile".
+        backend: "eager", "compile" or "openvino"; as resolved for the device.
         precision: as resolved for the device.
     """
     if not isinstance(model, GeoposeUNetModel):
         return model
+    if backend == OPENVINO:
+        try:
+            return OpenVinoNetwork(model, precision)
+        except Exception as error:  # a layer that it does not know; whatever it raises
+            _LOG.warning("OpenVINO failed, going on without it: %s", _reason(error))
     model = set_precision(simplify(model), precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Compiled(model) if backend == COMPILE else model
+
+
+def takes(model: nn.Module, precision: str) -> torch.dtype:
+    """The number format of what a prepared network is shown."""
+    return (
+        input_type(precision) if isinstance(model, (GeoposeUNetModel, Compiled)) else torch.float32
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class Compiled(nn.Module):
@@ -84,6 +121,5 @@ class Compiled(nn.Module):
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from error
                 self._compiled = None
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                _LOG.warning("torch.compile failed, going on without it: %s", reason)
+                _LOG.warning("torch.compile failed, going on without it: %s", _reason(error))
         return self.model(image, gsd_m)

@@ -7,12 +7,11 @@ import torch
 from geopose.allocator import keep_freed_memory
 from geopose.checkpoints.load import LoadedModel, load_model
 from geopose.devices import allow_tf32
-from geopose.inference.backends import prepare, resolve_backend
+from geopose.inference.backends import OPENVINO, prepare, resolve_backend, takes
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
-from geopose.inference.precision import FP32, input_type, resolve_precision
+from geopose.inference.precision import BF16, FP32, resolve_precision
 from geopose.inference.tta import Tta
-from geopose.models.geopose_unet import GeoposeUNetModel
 
 
 def load_entry(entry: ModelEntry) -> LoadedModel:
@@ -35,7 +34,7 @@ def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 
     tta = Tta.from_name(config.tta)
     precision = resolve_precision(config.precision, device)
     runs = images * len(config.models) * len(tta.views)
-    backend = resolve_backend(config.backend, device, runs)
+    backend = resolve_backend(config.backend, precision, device, runs)
     if device.type == "cpu":
         keep_freed_memory()
     else:
@@ -48,8 +47,7 @@ def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 
 def _member(entry: ModelEntry, backend: str, precision: str) -> Member:
     loaded = load_entry(entry)
     model = prepare(loaded.model, backend, precision)
-    own = isinstance(loaded.model, GeoposeUNetModel)  # others, from .onnx files, take float32
-    return Member(replace(loaded, model=model), input_type(precision) if own else torch.float32)
+    return Member(replace(loaded, model=model), takes(model, precision))
 
 
 def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
@@ -57,6 +55,12 @@ def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
 
     Predictions of unequal numerics never share an archive, so whatever changes a prediction by more
     than rounding belongs here, as it is after defaults are resolved. Backends change the order of
-    sums, no more.
+    sums, no more; but in 16 bits OpenVINO rounds at other places.
+
+    Raises:
+        InputError: a backend that this machine does not have.
     """
-    return {"precision": resolve_precision(config.precision, device)}
+    precision = resolve_precision(config.precision, device)
+    backend = resolve_backend(config.backend, precision, device, runs=1)
+    rounds = {"backend": backend} if precision == BF16 and backend == OPENVINO else {}
+    return {"precision": precision, **rounds}

@@ -1,7 +1,7 @@
 """The network: normalised image and gsd in; height, magnitude, scale and direction out."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,24 @@ from geopose.models.legacy import current_model_config
 
 _PARTS = {"encoder", "decoder", "agl_head", "orientation_head"}
 _LABELS = {"slug", "channel_order"}  # of the config, for others to read; they do not build anything
+
+
+class HeadOutputs(NamedTuple):
+    """What the heads of a network say.
+
+    Attributes:
+        agl: heights in metres, N x 1 x h x w at the resolution of the head.
+        magnitude: pixels, likewise; None where the head predicts none.
+        direction: (sin a, cos a) of any length, N x 2.
+        scale: pixels per metre, N x 1, from an orientation head that predicts it, else None.
+        flow: pixels, N x 2 x h x w, likewise.
+    """
+
+    agl: Tensor
+    magnitude: Tensor | None
+    direction: Tensor
+    scale: Tensor | None
+    flow: Tensor | None
 
 
 def least_squares_scale(height_m: Tensor, magnitude_px: Tensor) -> Tensor:
@@ -115,36 +133,61 @@ class GeoposeUNetModel(nn.Module):
             N x 1; OUTPUT_VFLOW_DIRECTION (sin a, cos a), N x 2, not normalised; from a head that
             predicts it also OUTPUT_FLOW_MASK (pixels), N x 2 x H x W. All float32.
         """
+        return finish(self.heads(image, gsd), image.shape[-2:], self.stride, self.agl_head.stride)  # type: ignore[arg-type]
+
+    def heads(self, image: Tensor, gsd: Tensor) -> HeadOutputs:
+        """What the heads say of the padded images; arguments as for a call."""
         height, width = image.shape[-2:]
-        # Without asking whether there is anything to pad or resize: a question would tie an
-        # exported network to the sizes that answer like the one it was traced with.
+        # Without asking whether there is anything to pad: a question would tie an exported network
+        # to the sizes that answer like the one it was traced with.
         padding = (0, -width % self.stride, 0, -height % self.stride)
-        image = F.pad(image, padding, mode="replicate")
-        encoded = self.encoder(image)
+        encoded = self.encoder(F.pad(image, padding, mode="replicate"))
         decoded = self.decoder(encoded)
         agl, magnitude = self.agl_head(decoded, gsd)
         reads_decoder = self.orientation_head.reads_decoder
         direction, scale, flow = self.orientation_head(decoded if reads_decoder else encoded)
-        crop = (0, -padding[1], 0, -padding[3])  # a slice would be tied to the traced size again
-        agl = F.pad(self._to_image(agl, image.shape[-2:]), crop)
-        if magnitude is not None:
-            magnitude = F.pad(self._to_image(magnitude, image.shape[-2:]), crop)
-        if scale is None:
-            scale = least_squares_scale(agl, magnitude)
-        if magnitude is None:
-            magnitude = agl * scale[:, :, None, None]
-        direction = direction.float()
-        outputs = {
-            keys.OUTPUT_AGL_MASK: agl,
-            keys.OUTPUT_MAGNITUDE_MASK: magnitude,
-            keys.OUTPUT_VFLOW_SCALE: scale,
-            keys.OUTPUT_VFLOW_ANGLE: vector_to_angle(direction)[:, None],
-            keys.OUTPUT_VFLOW_DIRECTION: direction,
-        }
-        if flow is not None:
-            outputs[keys.OUTPUT_FLOW_MASK] = F.pad(resize(flow, image.shape[-2:]), crop)
-        return outputs
+        return HeadOutputs(agl, magnitude, direction, scale, flow)
 
-    def _to_image(self, x: Tensor, size: torch.Size) -> Tensor:
-        """A head's map at the (padded) image's resolution, float32."""
-        return x.float() if self.agl_head.stride == 1 else resize(x.float(), size)
+
+def finish(
+    heads: HeadOutputs, size: Sequence[int], stride: int, head_stride: int
+) -> dict[str, Tensor]:
+    """A network's outputs from those of its heads, in float32.
+
+    Args:
+        heads: of the padded images.
+        size: height and width of the images.
+        stride: images were padded to multiples of it.
+        head_stride: pixels of the padded images for one of the height maps.
+
+    Returns:
+        As `GeoposeUNetModel`.
+    """
+    height, width = size
+    below, right = -height % stride, -width % stride
+    padded = torch.Size((height + below, width + right))
+    crop = (0, -right, 0, -below)  # a slice would be tied to the traced size
+
+    def to_image(x: Tensor) -> Tensor:
+        x = x.float()
+        return F.pad(x if head_stride == 1 else resize(x, padded), crop)
+
+    agl = to_image(heads.agl)
+    magnitude = None if heads.magnitude is None else to_image(heads.magnitude)
+    scale = heads.scale
+    if scale is None:
+        assert magnitude is not None  # one of them is predicted, see `from_config`
+        scale = least_squares_scale(agl, magnitude)
+    if magnitude is None:
+        magnitude = agl * scale[:, :, None, None]
+    direction = heads.direction.float()
+    outputs = {
+        keys.OUTPUT_AGL_MASK: agl,
+        keys.OUTPUT_MAGNITUDE_MASK: magnitude,
+        keys.OUTPUT_VFLOW_SCALE: scale,
+        keys.OUTPUT_VFLOW_ANGLE: vector_to_angle(direction)[:, None],
+        keys.OUTPUT_VFLOW_DIRECTION: direction,
+    }
+    if heads.flow is not None:
+        outputs[keys.OUTPUT_FLOW_MASK] = F.pad(resize(heads.flow, padded), crop)
+    return outputs

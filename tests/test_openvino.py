@@ -1,0 +1,143 @@
+"""Networks run by OpenVINO answer as torch does, in float32 and in bfloat16."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from geopose import keys
+from geopose.errors import InputError, RunError
+from geopose.inference import backends, openvino_network
+from geopose.inference.backends import prepare, resolve_backend, takes
+from geopose.inference.openvino_network import OpenVinoNetwork, has_openvino
+from geopose.inference.precision import resolve_precision
+from tests.test_simplify import VARIANTS, answers, network
+from tests.tiny_run import ROOT
+
+CPU = torch.device("cpu")
+needs_openvino = pytest.mark.skipif(not has_openvino(), reason="openvino is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path / "cache"))
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_same_answers(name):
+    model = network(name)
+    found_by = prepare(model, "openvino", "fp32")
+    assert isinstance(found_by, OpenVinoNetwork)
+    for size in ((1, 3, 70, 131), (2, 3, 64, 96), (1, 3, 131, 70), (1, 3, 70, 131)):
+        expected, found = answers(model, *size), answers(found_by, *size)
+        for key in found:
+            atol = 1e-4 * float(expected[key].abs().max())
+            torch.testing.assert_close(found[key], expected[key], atol=atol, rtol=0, msg=key)
+
+
+@needs_openvino
+@pytest.mark.skipif(
+    resolve_precision("bf16", CPU) != "bf16", reason="this processor has no bfloat16"
+)
+@pytest.mark.parametrize("name", ["published b6", "published b7"])
+def test_bfloat16_keeps_the_digits_of_heights(name):
+    model = network(name)
+    found_by = prepare(model, "openvino", "bf16")
+    assert takes(found_by, "bf16") == torch.float32
+    expected, found = answers(model, 1, 3, 64, 64), answers(found_by, 1, 3, 64, 64)
+    agl_m = found[keys.OUTPUT_AGL_MASK]
+    positive = agl_m[agl_m > 0]
+    assert (positive != positive.bfloat16().float()).float().mean() > 0.9
+    for key in (keys.OUTPUT_AGL_MASK, keys.OUTPUT_VFLOW_SCALE):
+        difference = (found[key] - expected[key]).abs().max()
+        assert 0 < difference < 0.05 * expected[key].abs().max()
+
+
+@needs_openvino
+def test_a_network_is_converted_once(tmp_path, monkeypatch, caplog):
+    model = network("published b6")
+    with caplog.at_level(logging.INFO):
+        first = answers(OpenVinoNetwork(model, "fp32"), 1, 3, 64, 64)
+    assert "converting" in caplog.text
+    monkeypatch.setattr(openvino_network, "_convert", lambda *_: pytest.fail("converted once more"))
+    again = answers(OpenVinoNetwork(model, "fp32"), 1, 3, 64, 64)
+    for key, value in first.items():
+        torch.testing.assert_close(again[key], value, atol=0, rtol=0)
+    with pytest.raises(pytest.fail.Exception, match="converted once more"):
+        OpenVinoNetwork(network("published b6", seed=1), "fp32")  # other weights
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("GEOPOSE_CACHE", str(blocked))
+    found = answers(OpenVinoNetwork(network("published b6"), "fp32"), 1, 3, 64, 64)
+    assert torch.isfinite(found[keys.OUTPUT_AGL_MASK]).all()
+    assert "cannot be kept for later runs" in caplog.text
+
+
+@needs_openvino
+def test_members_of_an_ensemble_take_turns():
+    models = [network("published b6", seed) for seed in range(2)]
+    networks = [OpenVinoNetwork(model, "fp32") for model in models]
+    expected = [answers(model, 1, 3, 64, 64)[keys.OUTPUT_AGL_MASK] for model in models]
+    for _ in range(2):
+        for one, value in zip(networks, expected, strict=True):
+            found = answers(one, 1, 3, 64, 64)[keys.OUTPUT_AGL_MASK]
+            torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-4)
+
+
+@needs_openvino
+def test_what_openvino_does_not_know_runs_without_it(monkeypatch, caplog):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such\noperation")
+
+    monkeypatch.setattr(openvino_network, "_convert", refuse)
+    model = network("published b6")
+    prepared = prepare(model, "openvino", "fp32")
+    assert not isinstance(prepared, OpenVinoNetwork)
+    assert "OpenVINO failed, going on without it: RuntimeError: no such operation" in caplog.text
+    key = keys.OUTPUT_AGL_MASK
+    found, expected = answers(prepared, 1, 3, 64, 64)[key], answers(model, 1, 3, 64, 64)[key]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+@needs_openvino
+def test_a_failure_at_an_image_says_what_to_do(monkeypatch):
+    network_ = OpenVinoNetwork(network("published b6"), "fp32")
+    monkeypatch.setattr(
+        network_, "_for_size", lambda *_: (_ for _ in ()).throw(RuntimeError("std::bad_alloc"))
+    )
+    with pytest.raises(RunError, match=r"1 x 3 x 64 x 64 \(std::bad_alloc\).*backend=eager"):
+        answers(network_, 1, 3, 64, 64)
+
+
+def test_backends_by_precision_and_device(monkeypatch):
+    gpu = torch.device("cuda")
+    for installed, backend in ((True, "openvino"), (False, "eager")):
+        monkeypatch.setattr(backends, "has_openvino", lambda: installed)  # noqa: B023
+        assert resolve_backend("auto", "bf16", CPU, 1) == backend
+        assert resolve_backend("auto", "fp32", CPU, 10**6) == "eager"
+        assert resolve_backend("auto", "bf16", gpu, 1) == "eager"
+        assert resolve_backend("auto", "bf16", gpu, 10**6) == "compile"
+        assert resolve_backend("compile", "fp32", CPU, 1) == "compile"
+        with pytest.raises(InputError, match="openvino computes on a CPU"):
+            resolve_backend("openvino", "bf16", gpu, 1)
+    with pytest.raises(InputError, match="pip install openvino"):
+        resolve_backend("openvino", "fp32", CPU, 1)
+
+
+@needs_openvino
+def test_nothing_is_reported_to_anyone():
+    code = (
+        "import sys; from geopose.inference.openvino_network import _openvino; _openvino(); "
+        "import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
