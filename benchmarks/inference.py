@@ -6,10 +6,11 @@
 The plain loop reads an image, shows it to the network as loaded (eager, fp32, contiguous, one view
 at a time), writes the files, and goes on to the next. Each case is a whole run of submit.py on the
 same images; seconds count from the first image to the last file, compiling included where a case
-does it, loading of models not. All take turns, each in a process of its own; the median of the
-repeats counts. Without --checkpoint the networks have random weights, whose last layers are set so
-that heights spread around 20 m. Differences are those of the written files; R2 takes the plain
-loop's heights for the truth. The peak is what large convolutions reach here in the same precision.
+does it, loading of models (and their conversion, where a backend wants one) not. All take turns,
+each in a process of its own; the median of the repeats counts. Without --checkpoint the networks
+have random weights, whose last layers are set so that heights spread around 20 m. Differences are
+those of the written files; R2 takes the plain loop's heights for the truth. The peak is what large
+convolutions reach here in the same precision.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from geopose.checkpoints.files import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.data.io import read_agl_cm, read_rgb
 from geopose.data.layout import read_split
-from geopose.devices import allow_tf32
+from geopose.devices import allow_tf32, has_native_bf16
 from geopose.distributed import local_device
 from geopose.inference.ensemble import Member
 from geopose.inference.tta import Tta
@@ -219,8 +220,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, help="side of the images")
     parser.add_argument("--images", type=int, default=20 if gpu else 1)
     parser.add_argument("--tta", nargs="+", default=["d4"] if gpu else ["null"])
-    cases = ["eager:fp32", "eager:tf32", "eager:bf16", "eager:fp16", "compile:bf16"]
-    parser.add_argument("--cases", nargs="+", default=cases if gpu else ["eager:fp32"])
+    cases = ["eager:fp32"]
+    if gpu:
+        cases += ["eager:tf32", "eager:bf16", "eager:fp16", "compile:bf16"]
+    elif has_native_bf16(local_device()):
+        cases += ["eager:bf16", "openvino:bf16"]
+    parser.add_argument("--cases", nargs="+", default=cases, metavar="BACKEND:PRECISION")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.checkpoint and len(arguments.models) > 1:

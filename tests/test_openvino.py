@@ -4,17 +4,21 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from geopose import keys
+from geopose.cli import run_command
+from geopose.data.io import read_agl_m
 from geopose.errors import InputError, RunError
 from geopose.inference import backends, openvino_network
 from geopose.inference.backends import prepare, resolve_backend, takes
+from geopose.inference.command import submit
 from geopose.inference.openvino_network import OpenVinoNetwork, has_openvino
 from geopose.inference.precision import resolve_precision
 from tests.test_simplify import VARIANTS, answers, network
-from tests.tiny_run import ROOT
+from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif(not has_openvino(), reason="openvino is not installed")
@@ -141,3 +145,37 @@ def test_nothing_is_reported_to_anyone():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
+@needs_openvino
+def test_a_run_by_openvino_writes_what_torch_writes(tmp_path, caplog):
+    write_split(tmp_path / "data")
+    models = [write_checkpoint(tmp_path / f"{seed}.pth", seed=seed) for seed in (1, 2)]
+    written = {}
+    for backend in ("eager", "openvino"):
+        (tmp_path / backend).mkdir()
+        config = write_config(tmp_path / backend / "c.yaml", models, backend=backend)
+        arguments = ["--data-dir", str(tmp_path / "data"), "ensemble.tta=flips"]
+        assert run_command(submit, [str(config), *arguments]) == 0
+        files = sorted((tmp_path / backend / "out/submission").glob("*_AGL.tif"))
+        written[backend] = [read_agl_m(file) for file in files]
+    assert "going on without it" not in caplog.text
+    for expected, found in zip(written["eager"], written["openvino"], strict=True):
+        np.testing.assert_allclose(found, expected, atol=0.0101)
+
+
+@pytest.mark.skipif(
+    resolve_precision("bf16", CPU) != "bf16", reason="this processor has no bfloat16"
+)
+def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, monkeypatch, caplog):
+    write_split(tmp_path / "data")
+    model = write_checkpoint(tmp_path / "a.pth")
+    config = write_config(tmp_path / "c.yaml", [model])
+    arguments = [str(config), "--data-dir", str(tmp_path / "data"), "inference.precision=bf16"]
+    monkeypatch.setattr(backends, "has_openvino", lambda: False)
+    with caplog.at_level(logging.INFO):
+        assert run_command(submit, arguments) == 0
+        monkeypatch.setattr(backends, "has_openvino", has_openvino)
+        assert run_command(submit, arguments) == 0
+    if has_openvino():
+        assert "made with other settings (backend eager -> openvino)" in caplog.text

@@ -7,7 +7,7 @@ import torch
 from geopose.allocator import keep_freed_memory
 from geopose.checkpoints.load import LoadedModel, load_model
 from geopose.devices import allow_tf32
-from geopose.inference.backends import OPENVINO, prepare, resolve_backend, takes
+from geopose.inference.backends import prepare, resolve_backend, takes
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
 from geopose.inference.precision import BF16, FP32, resolve_precision
@@ -55,12 +55,12 @@ def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
 
     Predictions of unequal numerics never share an archive, so whatever changes a prediction by more
     than rounding belongs here, as it is after defaults are resolved. Backends change the order of
-    sums, no more; but in 16 bits OpenVINO rounds at other places.
+    sums, no more; but in bf16 on a CPU they round at different places.
 
     Raises:
         InputError: a backend that this machine does not have.
     """
     precision = resolve_precision(config.precision, device)
     backend = resolve_backend(config.backend, precision, device, runs=1)
-    rounds = {"backend": backend} if precision == BF16 and backend == OPENVINO else {}
+    rounds = {"backend": backend} if precision == BF16 and device.type == "cpu" else {}
     return {"precision": precision, **rounds}
