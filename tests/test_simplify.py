@@ -4,6 +4,7 @@ import copy
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -296,6 +297,28 @@ if keep_freed_memory():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     print(faults(700_000_000), faults(650_000_000))  # more than 2 GB, a limit of trimming
 """
+
+
+LARGE_PAGES = """
+import resource
+from geopose.allocator import keep_freed_memory
+if keep_freed_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(500_000_000)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_memory_comes_in_large_pages():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system has no large pages")
+    output = subprocess.run(
+        [sys.executable, "-c", LARGE_PAGES], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    if not output:
+        pytest.skip("the C library is not glibc: there is nothing to set")
+    assert int(output) < 500_000_000 / 4096 / 10
 
 
 def test_freed_memory_is_used_again_without_new_pages():
