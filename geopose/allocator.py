@@ -9,7 +9,9 @@ each page is paid for too, so they are large pages where the system has them.
 import ctypes
 import mmap
 import os
+import resource
 import sys
+from pathlib import Path
 
 # The constants of glibc's malloc.h (mallopt(3)).
 _M_TRIM_THRESHOLD = -1
@@ -46,8 +48,10 @@ def _ask_for_large_pages(library: ctypes.CDLL) -> None:
     """Has the memory that malloc gives from now on come in pages of 2 MB instead of 4 KB.
 
     A block of half the machine's memory is reserved, marked and given back without being used:
-    malloc keeps its addresses for later blocks. A system that refuses changes nothing.
+    malloc keeps its addresses for later blocks. Where addresses are counted, nothing changes.
     """
+    if _addresses_are_counted():
+        return
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     library.free.argtypes = [ctypes.c_void_p]
@@ -60,3 +64,14 @@ def _ask_for_large_pages(library: ctypes.CDLL) -> None:
     if end > start:
         library.madvise(start, end - start, mmap.MADV_HUGEPAGE)
     library.free(block)
+
+
+def _addresses_are_counted() -> bool:
+    """Whether reserving memory costs something: by a limit of the process, or strict accounting."""
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return True
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    except OSError:
+        return True

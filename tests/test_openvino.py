@@ -18,9 +18,12 @@ from geopose.inference.command import submit
 from geopose.inference.openvino_network import OpenVinoNetwork, has_openvino
 from geopose.inference.precision import resolve_precision
 from tests.test_simplify import VARIANTS, answers, network
-from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
+from tests.tiny_run import ROOT, SIZES, write_checkpoint, write_config, write_split
 
 CPU = torch.device("cpu")
+needs_bf16 = pytest.mark.skipif(
+    resolve_precision("bf16", CPU) != "bf16", reason="this processor has no bfloat16"
+)
 needs_openvino = pytest.mark.skipif(not has_openvino(), reason="openvino is not installed")
 
 
@@ -43,19 +46,17 @@ def test_the_same_answers(name):
 
 
 @needs_openvino
-@pytest.mark.skipif(
-    resolve_precision("bf16", CPU) != "bf16", reason="this processor has no bfloat16"
-)
-@pytest.mark.parametrize("name", ["published b6", "published b7"])
-def test_bfloat16_keeps_the_digits_of_heights(name):
+@needs_bf16
+@pytest.mark.parametrize("name", ["published b6", "published b7", "hyper column", "flow map"])
+def test_bfloat16_keeps_the_digits_of_results(name):
     model = network(name)
     found_by = prepare(model, "openvino", "bf16")
     assert takes(found_by, "bf16") == torch.float32
     expected, found = answers(model, 1, 3, 64, 64), answers(found_by, 1, 3, 64, 64)
-    agl_m = found[keys.OUTPUT_AGL_MASK]
-    positive = agl_m[agl_m > 0]
-    assert (positive != positive.bfloat16().float()).float().mean() > 0.9
-    for key in (keys.OUTPUT_AGL_MASK, keys.OUTPUT_VFLOW_SCALE):
+    for key in (keys.OUTPUT_AGL_MASK, keys.OUTPUT_VFLOW_DIRECTION):
+        values = found[key][found[key] != 0]
+        assert (values != values.bfloat16().float()).float().mean() > 0.9
+    for key in (keys.OUTPUT_AGL_MASK, keys.OUTPUT_VFLOW_SCALE, keys.OUTPUT_VFLOW_DIRECTION):
         difference = (found[key] - expected[key]).abs().max()
         assert 0 < difference < 0.05 * expected[key].abs().max()
 
@@ -85,14 +86,74 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, c
 
 
 @needs_openvino
+def test_layers_that_differ_in_a_number_only_are_other_networks():
+    names = set()
+    for gain in (1.0, 10.0):
+        model = network("published b6")
+        model.agl_head.output_gain = gain
+        names.add(openvino_network._digest(model))
+    assert len(names) == 2
+
+
+@needs_openvino
+@pytest.mark.parametrize("file", ["network.xml", "network.bin"])
+def test_a_damaged_cache_is_mended(file, tmp_path, caplog):
+    model = network("published b6")
+    expected = answers(OpenVinoNetwork(model, "fp32"), 1, 3, 64, 64)
+    (damaged,) = (tmp_path / "cache/openvino").glob(f"*/{file}")
+    size = damaged.stat().st_size
+    with damaged.open("r+b") as opened:
+        opened.truncate(size // 2)
+    for _ in range(2):
+        found = answers(OpenVinoNetwork(model, "fp32"), 1, 3, 64, 64)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, atol=0, rtol=0)
+    assert caplog.text.count("cannot be used, converting again") == 1
+    assert damaged.stat().st_size == size
+
+
+class Turns:
+    """Stands for a compiled network; says when it gives its memory back."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def get_compiled_model(self) -> "Turns":
+        """Itself."""
+        return self
+
+    def release_memory(self) -> None:
+        """Noted."""
+        self.log.append(self.name)
+
+
+@needs_openvino
+def test_one_compiled_network_at_a_time_has_memory_for_its_maps(monkeypatch):
+    log: list[str] = []
+    monkeypatch.setattr(OpenVinoNetwork, "_working", None)
+    networks = {name: OpenVinoNetwork(network("published b6"), "fp32") for name in "ab"}
+    small, large = torch.Size([1, 3, 64, 64]), torch.Size([1, 3, 64, 96])
+    for name, one in networks.items():
+        for size in (small, large):
+            one._requests[size] = Turns(f"{name}{size[3]}", log)
+    turns = [("a", small), ("a", small), ("a", large), ("b", large), ("b", large), ("a", large)]
+    for name, size in turns:
+        networks[name]._take_turn(size)
+        log.append("|")
+    assert "".join(log) == "||a64|a96||b96|"
+
+
+@needs_openvino
 def test_members_of_an_ensemble_take_turns():
     models = [network("published b6", seed) for seed in range(2)]
     networks = [OpenVinoNetwork(model, "fp32") for model in models]
-    expected = [answers(model, 1, 3, 64, 64)[keys.OUTPUT_AGL_MASK] for model in models]
+    sizes = [(1, 3, 64, 64), (1, 3, 64, 96), (1, 3, 32, 32), (1, 3, 96, 64)]  # one more than kept
     for _ in range(2):
-        for one, value in zip(networks, expected, strict=True):
-            found = answers(one, 1, 3, 64, 64)[keys.OUTPUT_AGL_MASK]
-            torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-4)
+        for size in sizes:
+            for one, model in zip(networks, models, strict=True):
+                found = answers(one, *size)[keys.OUTPUT_AGL_MASK]
+                expected = answers(model, *size)[keys.OUTPUT_AGL_MASK]
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @needs_openvino
@@ -108,6 +169,19 @@ def test_what_openvino_does_not_know_runs_without_it(monkeypatch, caplog):
     key = keys.OUTPUT_AGL_MASK
     found, expected = answers(prepared, 1, 3, 64, 64)[key], answers(model, 1, 3, 64, 64)[key]
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    # In bf16 another engine would round at other places than the manifest says.
+    with pytest.raises(RunError, match=r"no such operation.*use inference.backend=eager"):
+        prepare(model, "openvino", "bf16")
+
+
+@needs_openvino
+def test_a_graph_that_answers_differently_is_not_used(tmp_path, monkeypatch, caplog):
+    convert, other = openvino_network._convert, network("published b6", seed=1)
+    monkeypatch.setattr(openvino_network, "_convert", lambda _: convert(other))
+    prepared = prepare(network("published b6"), "openvino", "fp32")
+    assert not isinstance(prepared, OpenVinoNetwork)
+    assert "going on without it: RunError: answers differ by" in caplog.text
+    assert not list((tmp_path / "cache").rglob("*.xml"))
 
 
 @needs_openvino
@@ -160,13 +234,13 @@ def test_a_run_by_openvino_writes_what_torch_writes(tmp_path, caplog):
         files = sorted((tmp_path / backend / "out/submission").glob("*_AGL.tif"))
         written[backend] = [read_agl_m(file) for file in files]
     assert "going on without it" not in caplog.text
+    assert len(written["eager"]) == len(SIZES)
     for expected, found in zip(written["eager"], written["openvino"], strict=True):
         np.testing.assert_allclose(found, expected, atol=0.0101)
 
 
-@pytest.mark.skipif(
-    resolve_precision("bf16", CPU) != "bf16", reason="this processor has no bfloat16"
-)
+@needs_openvino
+@needs_bf16
 def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, monkeypatch, caplog):
     write_split(tmp_path / "data")
     model = write_checkpoint(tmp_path / "a.pth")
@@ -177,5 +251,4 @@ def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, monkey
         assert run_command(submit, arguments) == 0
         monkeypatch.setattr(backends, "has_openvino", has_openvino)
         assert run_command(submit, arguments) == 0
-    if has_openvino():
-        assert "made with other settings (backend eager -> openvino)" in caplog.text
+    assert "made with other settings (engine torch -> openvino)" in caplog.text

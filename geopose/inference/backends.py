@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geopose.checkpoints.fetch import checkpoint_cache
-from geopose.errors import InputError
+from geopose.errors import InputError, RunError
 from geopose.inference.openvino_network import OpenVinoNetwork, has_openvino
 from geopose.inference.precision import BF16, input_type, set_precision
 from geopose.models.geopose_unet import GeoposeUNetModel
@@ -71,6 +71,10 @@ def prepare(model: nn.Module, backend: str, precision: str) -> nn.Module:
             back as they are.
         backend: "eager", "compile" or "openvino"; as resolved for the device.
         precision: as resolved for the device.
+
+    Raises:
+        RunError: OpenVINO does not know a layer, and the precision is bf16. In float32 the network
+            runs without it, as one does that cannot be compiled; a warning says so.
     """
     if not isinstance(model, GeoposeUNetModel):
         return model
@@ -78,6 +82,10 @@ def prepare(model: nn.Module, backend: str, precision: str) -> nn.Module:
         try:
             return OpenVinoNetwork(model, precision)
         except Exception as error:  # a layer that it does not know; whatever it raises
+            if precision == BF16:  # the run has said that OpenVINO does the rounding
+                raise RunError(
+                    f"OpenVINO cannot run a network ({_reason(error)}); use inference.backend=eager"
+                ) from error
             _LOG.warning("OpenVINO failed, going on without it: %s", _reason(error))
     model = set_precision(simplify(model), precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Compiled(model) if backend == COMPILE else model

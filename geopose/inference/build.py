@@ -7,7 +7,7 @@ import torch
 from geopose.allocator import keep_freed_memory
 from geopose.checkpoints.load import LoadedModel, load_model
 from geopose.devices import allow_tf32
-from geopose.inference.backends import prepare, resolve_backend, takes
+from geopose.inference.backends import OPENVINO, prepare, resolve_backend, takes
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.ensemble import Member, PoseEnsemble
 from geopose.inference.precision import BF16, FP32, resolve_precision
@@ -54,13 +54,15 @@ def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
     """How a config computes on a device, models and views apart; short words.
 
     Predictions of unequal numerics never share an archive, so whatever changes a prediction by more
-    than rounding belongs here, as it is after defaults are resolved. Backends change the order of
-    sums, no more; but in bf16 on a CPU they round at different places.
+    than rounding belongs here, as it is after defaults are resolved. Eager and compiled networks do
+    the same but for the order of sums, and in 16 bits for digits that compiled ones keep; OpenVINO
+    rounds to bf16 at other places.
 
     Raises:
         InputError: a backend that this machine does not have.
     """
     precision = resolve_precision(config.precision, device)
     backend = resolve_backend(config.backend, precision, device, runs=1)
-    rounds = {"backend": backend} if precision == BF16 and device.type == "cpu" else {}
-    return {"precision": precision, **rounds}
+    if precision == BF16 and device.type == "cpu":
+        return {"precision": precision, "engine": OPENVINO if backend == OPENVINO else "torch"}
+    return {"precision": precision}

@@ -7,6 +7,7 @@ maps at every layer. Heights still come out in float32. OpenVINO is an optional 
 import hashlib
 import importlib.util
 import logging
+import shutil
 import sys
 import tempfile
 import warnings
@@ -21,17 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from geopose import models
+from geopose.checkpoints import exportable
 from geopose.checkpoints.exportable import INPUTS, ExportableHeads
 from geopose.checkpoints.fetch import checkpoint_cache
 from geopose.errors import RunError
-from geopose.inference.precision import BF16
+from geopose.inference.precision import BF16, FP32
 from geopose.models.geopose_unet import GeoposeUNetModel, HeadOutputs, finish
 
 _LOG = logging.getLogger(__name__)
 
 _PACKAGE = "openvino"
 _FILE = "network.xml"
-_SIZES_KEPT = 2  # compiled networks: an image that is not square has views of two sizes
+_SIZES_KEPT = 3  # compiled networks, for views that are turned or zoomed
+_PATIENCE_MS = 200
+_LARGEST_DIFFERENCE = 1e-3  # relative to the largest value of an output, float32
 
 
 def has_openvino() -> bool:
@@ -50,32 +54,30 @@ def _openvino() -> Any:
 class OpenVinoNetwork(nn.Module):
     """A network that is called like the one it was made from; for each size of image compiled anew.
 
-    Networks of an ensemble take turns: one that begins has the others give back the memory of
-    their maps.
+    Only one compiled network has memory for its maps at a time: where another one begins, it gives
+    that back first.
 
     Args:
-        model: a `GeoposeUNetModel` in eval mode, on the CPU.
+        model: in eval mode, on the CPU.
         precision: fp32 or bf16.
 
     Raises:
-        Exception: the network has a part that OpenVINO does not know.
+        Exception: the network has a part that OpenVINO does not know, or does otherwise.
     """
 
-    uses_torch_memory = False
-    _working: ReferenceType["OpenVinoNetwork"] | None = None  # the one whose maps are in memory
+    _working: tuple[ReferenceType["OpenVinoNetwork"], torch.Size] | None = None
 
     def __init__(self, model: GeoposeUNetModel, precision: str) -> None:
         super().__init__()
         self._graph = _converted(model)
         self._stride, self._head_stride = model.stride, int(model.agl_head.stride)  # type: ignore[arg-type]
-        heads = _heads(model)
-        self._given = [name for name, value in heads._asdict().items() if value is not None]
-        self._settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == BF16 else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # processes side by side would all take the first cores
-        }
-        self._compiled: OrderedDict[torch.Size, Any] = OrderedDict()
+        self._given = [
+            name
+            for name, value in _heads(model, *_example())._asdict().items()
+            if value is not None
+        ]
+        self._precision = precision
+        self._requests: OrderedDict[torch.Size, Any] = OrderedDict()
 
     def forward(self, image: Tensor, gsd: Tensor) -> dict[str, Tensor]:
         """Predicts the pose of every image; arguments and result as those of the network.
@@ -84,63 +86,115 @@ class OpenVinoNetwork(nn.Module):
             RunError: OpenVINO fails, such as for lack of memory.
         """
         try:
-            self._take_turn()
+            self._take_turn(image.shape)
             request = self._for_size(image.shape)
-            found = request.infer([image.float().numpy(), gsd.float().numpy()]).to_tuple()
+            found = _infer(request, image.float(), gsd.float())
         except (RuntimeError, MemoryError) as error:
             size = " x ".join(map(str, image.shape))
             raise RunError(
                 f"OpenVINO failed on an input of {size} ({_first_words(error)}); use "
                 "inference.backend=eager"
             ) from error
-        tensors = [torch.from_numpy(value.copy()) for value in found]
-        given = dict(zip(self._given, tensors, strict=True))
+        given = dict(zip(self._given, found, strict=True))
         heads = HeadOutputs(*(given.get(name) for name in HeadOutputs._fields))  # type: ignore[arg-type]
         return finish(heads, image.shape[-2:], self._stride, self._head_stride)
 
-    def _take_turn(self) -> None:
-        """Has another network, if there is one, give back the memory of its maps."""
-        working = OpenVinoNetwork._working
-        other = working() if working is not None else None
-        if other is not None and other is not self:
-            for request in other._compiled.values():
+    def _take_turn(self, shape: torch.Size) -> None:
+        """Has whoever worked last, or this network at another size, give back its maps' memory."""
+        if OpenVinoNetwork._working is not None:
+            reference, size = OpenVinoNetwork._working
+            last = reference()
+            request = None if last is None else last._requests.get(size)
+            if request is not None and (last is not self or size != shape):
                 request.get_compiled_model().release_memory()
-        OpenVinoNetwork._working = ref(self)
+        OpenVinoNetwork._working = ref(self), shape
 
     def _for_size(self, shape: torch.Size) -> Any:
         """What computes images of this shape."""
-        if shape in self._compiled:
-            self._compiled.move_to_end(shape)
-            return self._compiled[shape]
-        while len(self._compiled) >= _SIZES_KEPT:
-            self._compiled.popitem(last=False)
-        graph = self._graph.clone()
-        graph.reshape({INPUTS[0]: list(shape), INPUTS[1]: [shape[0], 1]})
-        settings = {**self._settings, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        program = _openvino().Core().compile_model(graph, "CPU", settings)
-        self._compiled[shape] = program.create_infer_request()
-        return self._compiled[shape]
+        if shape in self._requests:
+            self._requests.move_to_end(shape)
+            return self._requests[shape]
+        while len(self._requests) >= _SIZES_KEPT:
+            self._requests.popitem(last=False)
+        self._requests[shape] = _compiled(self._graph, shape, self._precision)
+        return self._requests[shape]
+
+
+def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
+    """A request for images of a shape, N x 3 x H x W."""
+    graph = graph.clone()
+    graph.reshape({INPUTS[0]: list(shape), INPUTS[1]: [shape[0], 1]})
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == BF16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # processes side by side would all take the first cores
+    }
+    return _openvino().Core().compile_model(graph, "CPU", settings).create_infer_request()
+
+
+def _infer(request: Any, image: Tensor, gsd: Tensor) -> list[Tensor]:
+    request.start_async([image.numpy(), gsd.numpy()])
+    try:
+        while not request.wait_for(_PATIENCE_MS):
+            pass  # in between, Python sees whether it was told to stop
+    except BaseException:
+        request.cancel()
+        raise
+    outputs = request.model_outputs
+    return [torch.from_numpy(request.get_tensor(port).data.copy()) for port in outputs]
 
 
 def _converted(model: GeoposeUNetModel) -> Any:
     """OpenVINO's graph of a network, from the cache if it was made before."""
     folder = checkpoint_cache() / _PACKAGE / _digest(model)
-    openvino = _openvino()
-    if (folder / _FILE).exists():
-        return openvino.Core().read_model(folder / _FILE)
+    graph = _kept(folder)
+    if graph is not None:
+        return graph
     _LOG.info("converting a network for OpenVINO, once; later runs find it in %s", folder.parent)
     graph = _convert(model)
+    _check(graph, model)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
-            part = Path(name) / "part"
-            part.mkdir()
-            openvino.save_model(graph, part / _FILE, compress_to_fp16=False)
-            if not folder.exists():  # another process may have been faster
-                part.rename(folder)
+        _keep(graph, folder)
     except (OSError, RuntimeError) as error:
-        _LOG.warning("%s: cannot be kept for later runs (%s)", folder, _first_words(error))
+        if not (folder / _FILE).is_file():  # else another process was faster
+            _LOG.warning("%s: cannot be kept for later runs (%s)", folder, _first_words(error))
     return graph
+
+
+def _kept(folder: Path) -> Any:
+    """The graph in a folder of the cache, or None."""
+    try:
+        if (folder / _FILE).is_file():
+            return _openvino().Core().read_model(folder / _FILE)
+    except (OSError, RuntimeError) as error:
+        _LOG.warning("%s: cannot be used, converting again (%s)", folder, _first_words(error))
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _keep(graph: Any, folder: Path) -> None:
+    """Writes a graph to the cache; whole, or not at all."""
+    openvino = _openvino()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
+        part = Path(name) / "part"
+        part.mkdir()
+        openvino.save_model(graph, part / _FILE, compress_to_fp16=False)
+        openvino.Core().read_model(part / _FILE)  # notices a file that is too short
+        part.rename(folder)
+
+
+def _check(graph: Any, model: GeoposeUNetModel) -> None:
+    """Raises RunError unless the graph answers as the network, at another size than traced."""
+    image = torch.randn(2, 3, 131, 70, generator=torch.Generator().manual_seed(0))
+    gsd_m = torch.tensor([[0.3], [0.8]])
+    found = _infer(_compiled(graph, image.shape, FP32), image, gsd_m)
+    expected = [value for value in _heads(model, image, gsd_m) if value is not None]
+    for ours, theirs in zip(expected, found, strict=True):
+        difference = (ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6)
+        if not difference <= _LARGEST_DIFFERENCE:
+            raise RunError(f"answers differ by {float(difference):.1e}")
 
 
 def _example() -> tuple[Tensor, Tensor]:
@@ -148,9 +202,9 @@ def _example() -> tuple[Tensor, Tensor]:
     return torch.zeros(1, 3, 64, 96), torch.full((1, 1), 0.5)
 
 
-def _heads(model: GeoposeUNetModel) -> HeadOutputs:
+def _heads(model: GeoposeUNetModel, image: Tensor, gsd_m: Tensor) -> HeadOutputs:
     with torch.no_grad():
-        return model.heads(*_example())
+        return model.heads(image, gsd_m)
 
 
 def _convert(model: GeoposeUNetModel) -> Any:
@@ -167,11 +221,15 @@ def _convert(model: GeoposeUNetModel) -> Any:
 
 def _digest(model: nn.Module) -> str:
     """A name for a network's weights, its layers and whatever made a graph of them."""
-    digest = hashlib.sha256(repr(model).encode())
+    digest = hashlib.sha256()
     for package in ("torch", "timm", "pytorch-toolbelt", _PACKAGE):
         digest.update(version(package).encode())
     for file in _sources():
         digest.update(file.read_bytes())
+    for name, module in model.named_modules():
+        plain = (bool, int, float, str, tuple, list)
+        values = {k: v for k, v in sorted(vars(module).items()) if isinstance(v, plain)}
+        digest.update(f"{name} {type(module)} {values}".encode())
     for name, values in model.state_dict().items():
         digest.update(name.encode())
         digest.update(values.contiguous().flatten().view(torch.uint8).numpy())
@@ -180,6 +238,7 @@ def _digest(model: nn.Module) -> str:
 
 def _sources() -> Iterator[Path]:
     """The code that the graph follows from."""
+    yield from (Path(__file__), Path(exportable.__file__))
     for folder in models.__path__:
         yield from sorted(Path(folder).glob("*.py"))
 

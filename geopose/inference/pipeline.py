@@ -154,9 +154,9 @@ def predict(ensemble: Predictor, pixels: Tensor, gsd_m: Tensor, batch_size: int)
         count, _, height, width = pixels.shape
         fewer = f"inference.batch_size below {batch_size}, " if batch_size > 1 else ""
         raise RunError(
-            f"out of memory on {pixels.device} with {count} images of {width} x {height} px, one "
-            f"view and one model at a time; use {fewer}inference.precision=bf16 or fp16, "
-            "downsample or smaller images"
+            f"out of memory on {pixels.device} with {count} image{'s' if count > 1 else ''} of "
+            f"{width} x {height} px, one view and one model at a time; use {fewer}"
+            "inference.precision=bf16 or fp16, downsample or smaller images"
         ) from error
 
 

@@ -39,6 +39,7 @@ def by_strips(
     eager_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     pixels = _PIXELS_ON_CPU if eager_cpu else _PIXELS_ELSEWHERE
     rows = max(_LEAST_STRIP, pixels // (count * width))
+    rows += rows % 2
     if rows >= height:
         return compute(0, height)
     whole: Tensor | None = None
