@@ -194,19 +194,17 @@ def test_a_failure_at_an_image_says_what_to_do(monkeypatch):
         answers(network_, 1, 3, 64, 64)
 
 
-def test_backends_by_precision_and_device(monkeypatch):
+def test_backends_by_device(monkeypatch):
     gpu = torch.device("cuda")
-    for installed, backend in ((True, "openvino"), (False, "eager")):
+    assert resolve_backend("auto", CPU, 10**6) == "eager"
+    assert [resolve_backend("auto", gpu, runs) for runs in (1, 10**6)] == ["eager", "compile"]
+    assert resolve_backend("compile", CPU, 1) == "compile"
+    for installed in (True, False):
         monkeypatch.setattr(backends, "has_openvino", lambda: installed)  # noqa: B023
-        assert resolve_backend("auto", "bf16", CPU, 1) == backend
-        assert resolve_backend("auto", "fp32", CPU, 10**6) == "eager"
-        assert resolve_backend("auto", "bf16", gpu, 1) == "eager"
-        assert resolve_backend("auto", "bf16", gpu, 10**6) == "compile"
-        assert resolve_backend("compile", "fp32", CPU, 1) == "compile"
         with pytest.raises(InputError, match="openvino computes on a CPU"):
-            resolve_backend("openvino", "bf16", gpu, 1)
+            resolve_backend("openvino", gpu, 1)
     with pytest.raises(InputError, match="pip install openvino"):
-        resolve_backend("openvino", "fp32", CPU, 1)
+        resolve_backend("openvino", CPU, 1)
 
 
 @needs_openvino
@@ -241,14 +239,34 @@ def test_a_run_by_openvino_writes_what_torch_writes(tmp_path, caplog):
 
 @needs_openvino
 @needs_bf16
-def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, monkeypatch, caplog):
+def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, caplog):
     write_split(tmp_path / "data")
-    model = write_checkpoint(tmp_path / "a.pth")
-    config = write_config(tmp_path / "c.yaml", [model])
+    config = write_config(tmp_path / "c.yaml", [write_checkpoint(tmp_path / "a.pth")])
     arguments = [str(config), "--data-dir", str(tmp_path / "data"), "inference.precision=bf16"]
-    monkeypatch.setattr(backends, "has_openvino", lambda: False)
     with caplog.at_level(logging.INFO):
         assert run_command(submit, arguments) == 0
-        monkeypatch.setattr(backends, "has_openvino", has_openvino)
-        assert run_command(submit, arguments) == 0
+        assert run_command(submit, [*arguments, "inference.backend=openvino"]) == 0
     assert "made with other settings (engine torch -> openvino)" in caplog.text
+    assert "bf16 by openvino, 1 process" in caplog.text
+
+
+SIGNAL = """
+import gc, signal
+from geopose.inference.openvino_network import OpenVinoNetwork
+from tests.test_simplify import answers, network
+for seed in range(3):
+    answers(OpenVinoNetwork(network("published b6", seed), "bf16"), 1, 3, 64, 64)
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("stopped"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@needs_openvino
+@needs_bf16
+def test_signals_are_handled_after_networks_have_come_and_gone():
+    """On processors with AMX OpenVINO moves the stack of signal handlers."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "stopped"), done.stderr

@@ -347,8 +347,8 @@ def test_a_run_says_how_long_the_models_waited(job, caplog):
     with caplog.at_level("INFO"):
         assert job.run("--force", "inference.num_workers=1") == 0
     said = re.search(
-        r"6 images in [\d.]+ s \([\d.]+ s each, 1 process on \w+\); the models waited ([\d.]+) % "
-        r"of the time for input, ([\d.]+) % for output",
+        r"6 images in [\d.]+ s \([\d.]+ s each, (?:fp32|tf32), 1 process on \w+\); "
+        r"the models waited ([\d.]+) % of the time for input, ([\d.]+) % for output",
         caplog.text,
     )
     assert 0 <= float(said[1]) + float(said[2]) <= 100

@@ -34,7 +34,7 @@ def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 
     tta = Tta.from_name(config.tta)
     precision = resolve_precision(config.precision, device)
     runs = images * len(config.models) * len(tta.views)
-    backend = resolve_backend(config.backend, precision, device, runs)
+    backend = resolve_backend(config.backend, device, runs)
     if device.type == "cpu":
         keep_freed_memory()
     else:
@@ -62,7 +62,7 @@ def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
         InputError: a backend that this machine does not have.
     """
     precision = resolve_precision(config.precision, device)
-    backend = resolve_backend(config.backend, precision, device, runs=1)
+    backend = resolve_backend(config.backend, device, runs=1)
     if precision == BF16 and device.type == "cpu":
         return {"precision": precision, "engine": OPENVINO if backend == OPENVINO else "torch"}
     return {"precision": precision}

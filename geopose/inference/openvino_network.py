@@ -1,7 +1,7 @@
 """A network run by OpenVINO on a CPU: the loaded network in, the same function out.
 
-Where the processor multiplies bfloat16 itself this is faster than torch, which repacks weights and
-maps at every layer. Heights still come out in float32. OpenVINO is an optional package.
+Results come out in float32, also where the network computes in bfloat16. OpenVINO is an optional
+package.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def _openvino() -> Any:
     import openvino  # takes a while, and is rarely needed
 
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's state. On processors with AMX each one changes where signals of the process are
+    handled, and leaves that place invalid when it goes; so there is one, and it stays.
+    """
+    return _openvino().Core()
 
 
 class OpenVinoNetwork(nn.Module):
@@ -130,7 +139,7 @@ def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # processes side by side would all take the first cores
     }
-    return _openvino().Core().compile_model(graph, "CPU", settings).create_infer_request()
+    return _core().compile_model(graph, "CPU", settings).create_infer_request()
 
 
 def _infer(request: Any, image: Tensor, gsd: Tensor) -> list[Tensor]:
@@ -166,7 +175,7 @@ def _kept(folder: Path) -> Any:
     """The graph in a folder of the cache, or None."""
     try:
         if (folder / _FILE).is_file():
-            return _openvino().Core().read_model(folder / _FILE)
+            return _core().read_model(folder / _FILE)
     except (OSError, RuntimeError) as error:
         _LOG.warning("%s: cannot be used, converting again (%s)", folder, _first_words(error))
         shutil.rmtree(folder, ignore_errors=True)
@@ -175,13 +184,12 @@ def _kept(folder: Path) -> Any:
 
 def _keep(graph: Any, folder: Path) -> None:
     """Writes a graph to the cache; whole, or not at all."""
-    openvino = _openvino()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
         part = Path(name) / "part"
         part.mkdir()
-        openvino.save_model(graph, part / _FILE, compress_to_fp16=False)
-        openvino.Core().read_model(part / _FILE)  # notices a file that is too short
+        _openvino().save_model(graph, part / _FILE, compress_to_fp16=False)
+        _core().read_model(part / _FILE)  # notices a file that is too short
         part.rename(folder)
 
 

@@ -301,9 +301,10 @@ class Leader:
                 )
             ]
             _LOG.info(
-                "%d images in %.1f s (%.2f s each, %d process%s on %s); the models waited %.1f %% "
-                "of the time for input, %.1f %% for output",
-                predicted, seconds, seconds / predicted, crew.size,
+                "%d images in %.1f s (%.2f s each, %s, %d process%s on %s); the models waited "
+                "%.1f %% of the time for input, %.1f %% for output",
+                predicted, seconds, seconds / predicted,
+                " by ".join(numerics(self._config, self._device).values()), crew.size,
                 "" if crew.size == 1 else "es", self._device.type, *waits,
             )  # fmt: skip
         state = "archive" if packed else "archive kept, it holds the same files"

@@ -86,8 +86,10 @@ def _resized_rows(
     lower = places.long()
     upper = (lower + 1).clamp(max=height - 1)
     share = (places - lower)[:, None].to(part)
-    above, below = (part.index_select(2, at - first) for at in (lower, upper))
-    return torch.lerp(above, below, share)
+    # As N x H x W x C, for rows that are picked as N x C x H x W would lose the layout of the maps.
+    pixels = part.permute(0, 2, 3, 1)
+    above, below = (pixels.index_select(1, at - first) for at in (lower, upper))
+    return torch.lerp(above, below, share[..., None]).permute(0, 3, 1, 2)
 
 
 class DeconvolutionRows(nn.Module):
