@@ -299,6 +299,16 @@ if keep_freed_memory():
 """
 
 
+def said_with_glibc(code: str) -> str:
+    """What a program prints that prints nothing where the C library is another one."""
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    if not output:
+        pytest.skip("the C library is not glibc: there is nothing to set")
+    return output
+
+
 LARGE_PAGES = """
 import resource
 from geopose.allocator import keep_freed_memory
@@ -313,11 +323,7 @@ def test_memory_comes_in_large_pages():
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not setting.exists() or "[madvise]" not in setting.read_text():
         pytest.skip("this system has no large pages, or nothing else")
-    output = subprocess.run(
-        [sys.executable, "-c", LARGE_PAGES], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout
-    if not output:
-        pytest.skip("the C library is not glibc: there is nothing to set")
+    output = said_with_glibc(LARGE_PAGES)
     assert int(output) < 500_000_000 / 4096 / 10
 
 
@@ -335,19 +341,11 @@ if keep_freed_memory():
 
 
 def test_no_memory_is_reserved_where_addresses_are_counted():
-    output = subprocess.run(
-        [sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout
-    if not output:
-        pytest.skip("the C library is not glibc: there is nothing to set")
+    output = said_with_glibc(LIMITED)
     assert output.strip() == "True"
 
 
 def test_freed_memory_is_used_again_without_new_pages():
-    output = subprocess.run(
-        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout
-    if not output:
-        pytest.skip("the C library is not glibc: there is nothing to set")
+    output = said_with_glibc(FAULTS)
     first, second = map(int, output.split())
     assert second < first / 10
