@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from geopose.errors import GeoposeError, Stopped
+from geopose.errors import GeoposeError, Stopped, one_line
 
 EXIT_RUN = 1
 EXIT_INPUT = 2
@@ -38,11 +38,6 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return value
-
-
-def one_line(message: object) -> str:
-    """Folds a message that a library spread over several lines into one."""
-    return " ".join(str(message).split())
 
 
 def _is_first_process() -> bool:
@@ -86,7 +81,9 @@ def run_command(
         return error.exit_code
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        sys.stderr.write(f"error: {one_line(error.strerror or error)}{one_line(where)}\n")
+        sys.stderr.write(
+            f"error: {one_line(error.strerror or error)}{one_line(where) if where else ''}\n"
+        )
         return EXIT_INPUT if error.errno in _BAD_PATH else EXIT_RUN
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")

@@ -1,4 +1,15 @@
-"""The two ways in which a command can fail without a bug: each maps to an exit code."""
+"""The ways in which a command can fail without a bug, each with its exit code, and their words."""
+
+
+def one_line(message: object, longest: int | None = None) -> str:
+    """What a library says over several lines, or says nothing, as one line for the user.
+
+    Args:
+        message: an error, or anything else with a text; if that is empty, its kind is named.
+        longest: characters; what is beyond is cut off and replaced by "...".
+    """
+    text = " ".join(str(message).split()) or type(message).__name__
+    return text if longest is None or len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 class GeoposeError(Exception):

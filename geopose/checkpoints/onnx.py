@@ -27,7 +27,7 @@ from geopose.checkpoints.exportable import INPUTS, OUTPUTS, ExportableNetwork, n
 from geopose.checkpoints.facts import METADATA_KEY, facts_from_text, facts_to_text
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.data.io import atomic_path
-from geopose.errors import InputError, RunError
+from geopose.errors import InputError, RunError, one_line
 
 if TYPE_CHECKING:
     from geopose.checkpoints.load import LoadedModel
@@ -77,7 +77,7 @@ def export_onnx(path: Path, loaded: "LoadedModel", facts: Mapping[str, Any]) -> 
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise RunError(f"{loaded.source}: cannot be exported to ONNX ({reason})") from error
     assert program is not None
     model = program.model_proto
@@ -208,7 +208,7 @@ class OnnxNetwork(nn.Module):
         try:
             found = session.run(list(OUTPUTS), feed)
         except _RUNTIME_ERRORS as error:
-            raise RunError(f"{self.path}: {_first_line(error)}") from error
+            raise RunError(f"{self.path}: {one_line(error, 200)}") from error
         return named_outputs(found, image.device)
 
     def _session(self, device: torch.device) -> onnxruntime.InferenceSession:
@@ -235,9 +235,5 @@ class OnnxNetwork(nn.Module):
             return onnxruntime.InferenceSession(str(self.path), options, providers=providers)
         except _RUNTIME_ERRORS as error:
             raise InputError(
-                f"{self.path}: onnxruntime cannot run it ({_first_line(error)})"
+                f"{self.path}: onnxruntime cannot run it ({one_line(error, 200)})"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -24,7 +24,7 @@ from PIL import Image
 
 from geopose.data import jpeg2000
 from geopose.data.raw import RAW_MAGIC, RawFile, open_raw, raw_kind
-from geopose.errors import InputError, RunError, StorageError
+from geopose.errors import InputError, RunError, StorageError, one_line
 from geopose.geometry import wrap_angle
 
 NODATA_CM = 65535
@@ -125,7 +125,9 @@ def read_rgb(path: Path | str) -> NDArray[np.uint8]:
     except _WrongKind as kind:
         raise InputError(f"{path}: it has {kind}; {_MAKE_RGB}") from None
     except _DECODE_ERRORS as error:
-        raise InputError(f"{path}: broken image ({_short(error)}); get a good copy") from error
+        raise InputError(
+            f"{path}: broken image ({one_line(error, 120)}); get a good copy"
+        ) from error
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise InputError(f"{path}: it has shape {rgb.shape}, {rgb.dtype}; {_MAKE_RGB}")
     return rgb
@@ -170,7 +172,9 @@ def image_size(path: Path | str) -> tuple[int, int]:
         else:
             raise InputError(f"{path}: {_NOT_AN_IMAGE}")
     except _DECODE_ERRORS as error:
-        raise InputError(f"{path}: broken image ({_short(error)}); get a good copy") from error
+        raise InputError(
+            f"{path}: broken image ({one_line(error, 120)}); get a good copy"
+        ) from error
     return height, width
 
 
@@ -372,7 +376,9 @@ def read_agl_cm(path: Path | str) -> NDArray[np.uint16]:
     except _WrongKind as kind:
         raise InputError(f"{path}: it has {kind}; heights are one-channel uint16 in cm") from None
     except _DECODE_ERRORS as error:
-        raise InputError(f"{path}: broken TIFF ({_short(error)}); get a good copy") from error
+        raise InputError(
+            f"{path}: broken TIFF ({one_line(error, 120)}); get a good copy"
+        ) from error
     if array.shape != (page.imagelength, page.imagewidth):
         array = array.reshape(page.imagelength, page.imagewidth)
     return np.asarray(array, dtype=np.uint16)
@@ -484,7 +490,7 @@ def read_vflow(path: Path | str) -> tuple[float, float]:
     try:
         content = json.loads(_read_bytes(path))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({_short(error)})") from error
+        raise InputError(f"{path}: not JSON ({one_line(error, 120)})") from error
     if not isinstance(content, dict):
         raise InputError(f'{path}: expected {{"scale": px per cm, "angle": radians}}')
     scale_px_per_cm = _number(path, content, "scale")
@@ -514,7 +520,7 @@ def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> No
 def _number(path: Path, content: dict, key: str) -> float:
     value = content.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{path}: {key!r} is {_short(value)}, expected a number")
+        raise InputError(f"{path}: {key!r} is {one_line(value, 120)}, expected a number")
     try:
         number = float(value)
     except OverflowError:
@@ -545,9 +551,3 @@ def _check_pixels(height: int, width: int, limit: int) -> None:
         raise ValueError(f"{width} x {height} pixels")
     if height * width > limit:
         raise ValueError(f"{width} x {height} pixels, the limit is {limit}")
-
-
-def _short(value: object) -> str:
-    """One short line for a message, whatever a library or file put there."""
-    text = " ".join(str(value).split()) or type(value).__name__
-    return text if len(text) <= 120 else text[:117] + "..."

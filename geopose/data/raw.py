@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.errors import InputError
+from geopose.errors import InputError, one_line
 
 RAW_SUFFIX = ".npy"
 RAW_MAGIC = b"\x93NUMPY"
@@ -126,7 +126,9 @@ def open_raw(path: Path | str) -> RawFile:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
     except _HEADER_ERRORS as error:
-        raise InputError(f"{path}: no sound .npy file ({_line(error)}); {_REMEDY}") from error
+        raise InputError(
+            f"{path}: no sound .npy file ({one_line(error, 100)}); {_REMEDY}"
+        ) from error
     if column_major or not raw_kind(dtype, shape):
         raise InputError(
             f"{path}: it holds {dtype} of shape {shape}, expected uint8 RGB or uint16 heights; "
@@ -136,8 +138,3 @@ def open_raw(path: Path | str) -> RawFile:
     if size != expected:
         raise InputError(f"{path}: {size} bytes, {expected} expected; {_REMEDY}")
     return RawFile(path, shape, dtype, offset)
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 100 else text[:97] + "..."

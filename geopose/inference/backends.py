@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geopose.checkpoints.fetch import checkpoint_cache
-from geopose.errors import InputError, RunError
+from geopose.errors import InputError, RunError, one_line
 from geopose.inference.openvino_network import OpenVinoNetwork, has_openvino
 from geopose.inference.precision import BF16, input_type, set_precision
 from geopose.models.geopose_unet import GeoposeUNetModel
@@ -93,7 +93,7 @@ def takes(model: nn.Module, precision: str) -> torch.dtype:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 class Compiled(nn.Module):

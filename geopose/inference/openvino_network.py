@@ -26,7 +26,7 @@ from geopose import models
 from geopose.checkpoints import exportable
 from geopose.checkpoints.exportable import INPUTS, ExportableHeads
 from geopose.checkpoints.fetch import checkpoint_cache
-from geopose.errors import RunError
+from geopose.errors import RunError, one_line
 from geopose.inference.precision import BF16, FP32
 from geopose.models.geopose_unet import GeoposeUNetModel, HeadOutputs, finish
 
@@ -101,7 +101,7 @@ class OpenVinoNetwork(nn.Module):
         except (RuntimeError, MemoryError) as error:
             size = " x ".join(map(str, image.shape))
             raise RunError(
-                f"OpenVINO failed on an input of {size} ({_first_words(error)}); use "
+                f"OpenVINO failed on an input of {size} ({one_line(error, 200)}); use "
                 "inference.backend=eager"
             ) from error
         given = dict(zip(self._given, found, strict=True))
@@ -167,7 +167,7 @@ def _converted(model: GeoposeUNetModel) -> Any:
         _keep(graph, folder)
     except (OSError, RuntimeError) as error:
         if not (folder / _FILE).is_file():  # else another process was faster
-            _LOG.warning("%s: cannot be kept for later runs (%s)", folder, _first_words(error))
+            _LOG.warning("%s: cannot be kept for later runs (%s)", folder, one_line(error, 200))
     return graph
 
 
@@ -177,7 +177,7 @@ def _kept(folder: Path) -> Any:
         if (folder / _FILE).is_file():
             return _core().read_model(folder / _FILE)
     except (OSError, RuntimeError) as error:
-        _LOG.warning("%s: cannot be used, converting again (%s)", folder, _first_words(error))
+        _LOG.warning("%s: cannot be used, converting again (%s)", folder, one_line(error, 200))
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
@@ -249,7 +249,3 @@ def _sources() -> Iterator[Path]:
     yield from (Path(__file__), Path(exportable.__file__))
     for folder in models.__path__:
         yield from sorted(Path(folder).glob("*.py"))
-
-
-def _first_words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

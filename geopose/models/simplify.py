@@ -18,6 +18,7 @@ from timm.layers import BatchNormAct2d
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from torch import Tensor, nn
 
+from geopose.errors import one_line
 from geopose.models.blocks import (
     DenseUnetBlock,
     GsdConv,
@@ -77,7 +78,7 @@ def simplify(model: nn.Module) -> nn.Module:
     try:
         simple, difference = _simplified(model)
     except Exception as error:  # layers unheard of: whatever they raise, the network itself works
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         _LOG.warning("the network cannot be simplified (%s)", reason)
         return model
     if not difference <= _LARGEST_DIFFERENCE:
