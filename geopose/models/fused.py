@@ -113,7 +113,7 @@ class FusedConv(nn.Module):
             return y if add is None else add + y
         if add is None and self._plain_3x3 and weight is self.weight and winograd.pays(x, weight):
             self._fast = self._fast or winograd.Winograd(weight)
-            return self._fast(x, bias, self._act_in_place)
+            return self._fast(x, bias, self._act_into)
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise(
                 x, weight, bias, *geometry, self._cpu_name, [], ""
@@ -124,10 +124,13 @@ class FusedConv(nn.Module):
             )
         return add.add_(self.convolve(x, weight, bias, None, padding))
 
-    def _act_in_place(self, y: Tensor) -> Tensor:
+    def _act_into(self, y: Tensor, out: Tensor) -> None:
         if isinstance(self.act, nn.SiLU):
-            return F.silu(y, inplace=True)
-        return y.relu_() if isinstance(self.act, nn.ReLU) else self.act(y)
+            torch.ops.aten.silu.out(y, out=out)
+        elif isinstance(self.act, nn.ReLU):
+            torch.clamp(y, min=0, out=out)
+        else:
+            out.copy_(self.act(y))
 
     def _pad_same(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Zero padding as TensorFlow's "same": what is missing, the larger half right and below.

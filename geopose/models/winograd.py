@@ -1,44 +1,36 @@
-"""3 x 3 convolutions of wide maps on a CPU with a third of the multiplications, in float32.
+"""3 x 3 convolutions of large maps on a CPU with a quarter of the multiplications, in float32.
 
-Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
-https://arxiv.org/abs/1509.09308), F(4, 3) along the rows of the image and F(2, 3) across them: a
-tile of 4 x 2 neighbouring results costs 24 multiplications instead of 72. Larger tiles would save
-more, but their rounding errors grow faster. Blocks of the map small enough for the cache are
-transformed, multiplied (24 matrix products) and transformed back one after another.
+Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray, "Fast Algorithms for Convolutional
+Neural Networks", https://arxiv.org/abs/1509.09308): a tile of 4 x 4 neighbouring results costs 36
+multiplications instead of 144. Blocks of the map small enough for the cache are transformed,
+multiplied and transformed back one after another, each of which is a matrix product.
 """
 
 from collections.abc import Callable
-from math import prod
+from functools import cache
+from math import sqrt
 
 import torch
 from torch import Tensor
 
-TILE_WIDTH, TILE_HEIGHT = 4, 2  # results of a tile; it reads two more inputs each way
-_COLUMN_TAPS, _ROW_TAPS = TILE_WIDTH + 2, TILE_HEIGHT + 2
-_BLOCK_ROWS = 8
-_BLOCK_TILES = 128  # of 8 rows: measured best on 2 cores
-_LEAST_CHANNELS = 96  # below, the transforms cost more than they save
-_LEAST_TILES = 32
-# The points 0, 1, -1, 2, -2 and infinity.
-_COLUMN_FILTERS = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-# The points 0, 1, -1 and infinity.
-_ROW_FILTERS = ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1))
+TILE = 4  # results of a tile, each way
+_TAPS = TILE + 2  # inputs of a tile, each way
+# Where the polynomials behind the tile are evaluated, and at infinity. Points about 1 whose
+# products are 1 lose a third as much to rounding as the usual 0, 1, -1, 2, -2 (see Barabasz et al.,
+# "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks",
+# https://arxiv.org/abs/1803.10986).
+_POINTS = (0.0, sqrt(1 / 2), -sqrt(1 / 2), sqrt(2), -sqrt(2))
+_BLOCK_ROWS, _BLOCK_COLUMNS = 2, 64  # tiles of a block: measured best on 2 cores
+_LEAST_CHANNELS = 48  # below, the transforms cost more than they save
+_LEAST_TILES = 64
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
     """Whether a 3 x 3 convolution, padded by 1, of one image is faster this way; x on the CPU."""
-    height, width = x.shape[-2:]
     wide = min(weight.shape[:2]) >= _LEAST_CHANNELS
-    large = width >= _LEAST_TILES * TILE_WIDTH and height >= 2 * _BLOCK_ROWS
+    large = min(x.shape[-2:]) >= TILE and x[0, 0].numel() >= _LEAST_TILES * TILE**2
     single = len(x) == 1 and x.dtype == torch.float32
-    return wide and large and single and width % TILE_WIDTH == 0
+    return wide and large and single
 
 
 class Winograd:
@@ -49,138 +41,118 @@ class Winograd:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        rows, columns = (
-            torch.tensor(points, dtype=torch.float64) for points in (_ROW_FILTERS, _COLUMN_FILTERS)
-        )
-        filters = torch.einsum("ry,kx,ocyx->rkco", rows, columns, weight.double())
+        values = _values(3)
+        filters = torch.einsum("ry,kx,ocyx->rkco", values, values, weight.double())
         self._filters = filters.flatten(0, 1).float().contiguous()  # taps x in x out
 
-    def __call__(self, x: Tensor, bias: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor, act: Callable[[Tensor, Tensor], None]) -> Tensor:
         """The activated convolution.
 
         Args:
-            x: 1 x C x H x W, float32, W a multiple of 4.
+            x: 1 x C x H x W, float32.
             bias: out.
-            act: applied to parts of the result; may work in place.
+            act: writes the activated first tensor, which it may change, into the second one.
 
         Returns:
             1 x out x H x W, channels last.
         """
         image = x.contiguous(memory_format=torch.channels_last)[0].permute(1, 2, 0)
-        height, width, channels = image.shape
-        tiles = width // TILE_WIDTH
-        block = _Block(channels, len(bias), min(tiles, _BLOCK_TILES))
-        out = image.new_empty(height, width, len(bias))
-        for top in range(0, height, _BLOCK_ROWS):
-            rows = min(_BLOCK_ROWS, height - top)
-            for first in range(0, tiles, _BLOCK_TILES):
-                count = min(_BLOCK_TILES, tiles - first)
-                block.read(image, top, -(-rows // TILE_HEIGHT), first, count)
-                part = act(block.convolve(self._filters, bias)[:rows])
-                # In one go: results scattered by fours into fresh memory would be slow to write.
-                left = TILE_WIDTH * first
-                out[top : top + rows, left : left + TILE_WIDTH * count] = part
-        return out.permute(2, 0, 1)[None]
+        rows, columns = (-(-size // TILE) for size in image.shape[:2])
+        out = image.new_empty(rows, TILE, columns, TILE, len(bias))
+        blocks: dict[tuple[int, int], _Block] = {}
+        for top in range(0, rows, _BLOCK_ROWS):
+            for left in range(0, columns, _BLOCK_COLUMNS):
+                size = (min(_BLOCK_ROWS, rows - top), min(_BLOCK_COLUMNS, columns - left))
+                if size not in blocks:
+                    blocks[size] = _Block(size, self._filters, bias)
+                results = blocks[size].convolve(image, TILE * top, TILE * left)
+                target = out[top : top + size[0], :, left : left + size[1]]
+                act(results, target.permute(1, 3, 0, 2, 4))
+        # With the batch's axis from the start: the stride of one added later would not look like
+        # that of channels-last maps, and the next layer would copy them.
+        whole = out.view(1, TILE * rows, TILE * columns, -1)
+        return whole[:, : image.shape[0], : image.shape[1]].permute(0, 3, 1, 2)
 
 
 class _Block:
-    """Room for the tiles of a few rows, used again and again, and what is done in it."""
+    """Room for some rows and columns of tiles, used again and again, and what is done in it.
 
-    def __init__(self, channels: int, out_channels: int, tiles: int) -> None:
-        rows, pairs = _BLOCK_ROWS, _BLOCK_ROWS // TILE_HEIGHT
-        taps = _ROW_TAPS * _COLUMN_TAPS
-        self._channels, self._out_channels = channels, out_channels
-        self._room = {
-            "columns": torch.empty(_COLUMN_TAPS * (rows + 2) * tiles * channels),
-            "planes": torch.empty(taps * pairs * tiles * channels),
-            "products": torch.empty(taps * pairs * tiles * out_channels),
-            "result": torch.empty(rows * tiles * TILE_WIDTH * out_channels),
-        }
-        self._shape = (0, 0)
+    Args:
+        size: rows and columns of tiles.
+        filters: transformed, 36 x in x out.
+        bias: out.
+    """
 
-    def _view(self, name: str, *shape: int) -> Tensor:
-        return self._room[name][: prod(shape)].view(shape)
+    def __init__(self, size: tuple[int, int], filters: Tensor, bias: Tensor) -> None:
+        (rows, columns), (taps, channels, out_channels) = size, filters.shape
+        count = rows * columns
+        self._filters = filters
+        self._pixels = torch.empty(rows * TILE + 2, columns * TILE + 2, channels)
+        self._tiles = torch.empty(_TAPS, _TAPS, rows, columns, channels)
+        self._planes = torch.empty(taps, count, channels)
+        # A plane of biases behind the products: the transform adds it to each result.
+        products = torch.empty(taps + 1, count, out_channels)
+        products[taps] = bias
+        self._products, self._summands = products[:taps], products.view(taps + 1, -1)
+        self._results = torch.empty(TILE, TILE, rows, columns, out_channels)
+        transform, transform_back = _transforms()
+        self._transform = transform
+        self._transform_back = torch.cat([transform_back, torch.ones(TILE**2, 1)], dim=1)
+        self._flat_tiles, self._flat_planes = (
+            self._tiles.view(taps, -1),
+            self._planes.view(taps, -1),
+        )
+        self._flat_results = self._results.view(TILE**2, -1)
 
-    def read(self, image: Tensor, top: int, pairs: int, first: int, count: int) -> None:
-        """Transforms H x W x C pixels of some pairs of rows; outside the image are zeros."""
-        rows = TILE_HEIGHT * pairs + 2
-        columns = self._view("columns", _COLUMN_TAPS, rows, count, self._channels)
-        start, end = max(0, top - 1), min(image.shape[0], top - 1 + rows)
-        above = start - (top - 1)
-        below = above + end - start
-        columns[:, :above] = 0
-        columns[:, below:] = 0
-        _transform_columns(image[start:end], columns[:, above:below], first)
-        shape = (_ROW_TAPS, _COLUMN_TAPS, pairs, count, self._channels)
-        _transform_rows(columns, self._view("planes", *shape))
-        self._shape = (pairs, count)
+    def convolve(self, image: Tensor, top: int, left: int) -> Tensor:
+        """4 x 4 x rows x columns x out results from H x W x C pixels; the next ones overwrite them.
 
-    def convolve(self, filters: Tensor, bias: Tensor) -> Tensor:
-        """2 pairs x 4 tiles x out results of what was read; overwritten by the next ones."""
-        pairs, count = self._shape
-        planes = self._view("planes", len(filters), pairs * count, self._channels)
-        products = self._view("products", len(filters), pairs * count, self._out_channels)
-        torch.bmm(planes, filters, out=products)
-        shape = (_ROW_TAPS, _COLUMN_TAPS, pairs, count, self._out_channels)
-        size = (pairs * TILE_HEIGHT, count * TILE_WIDTH, self._out_channels)
-        result = self._view("result", *size)
-        _transform_back(products.view(shape), bias, result)
-        return result
+        Args:
+            image: around it are zeros.
+            top, left: the pixel of the first result.
+        """
+        self._tiles.copy_(self._overlapping(image, top - 1, left - 1))
+        torch.mm(self._transform, self._flat_tiles, out=self._flat_planes)
+        torch.bmm(self._planes, self._filters, out=self._products)
+        torch.mm(self._transform_back, self._summands, out=self._flat_results)
+        return self._results
 
-
-def _transform_columns(inside: Tensor, columns: Tensor, first: int) -> None:
-    """Fills 6 x rows x tiles x C from rows x W x C pixels, from tile `first` on."""
-    v0, v1, v2, v3, v4, v5 = columns.unbind(0)
-    count = columns.shape[2]
-    left = TILE_WIDTH * first  # d[j] of tile t is the pixel left - 1 + j + 4 t
-    reach = TILE_WIDTH * count
-
-    def every(j: int, skip_first: int = 0, skip_last: int = 0) -> Tensor:
-        start = left - 1 + j + TILE_WIDTH * skip_first
-        return inside[:, start : left - 1 + j + reach - TILE_WIDTH * skip_last : TILE_WIDTH]
-
-    d1, d2, d3, d4 = (every(j) for j in (1, 2, 3, 4))
-    torch.sub(d4, d2, alpha=4, out=v0)
-    torch.sub(d3, d1, alpha=4, out=v5)
-    torch.add(v0, v5, out=v1)
-    torch.sub(v0, v5, out=v2)
-    torch.sub(d4, d2, out=v0)
-    torch.sub(d3, d1, out=v5)
-    torch.add(v0, v5, alpha=2, out=v3)
-    torch.sub(v0, v5, alpha=2, out=v4)
-    # The first tile of the image has no d0 and the last one no d5.
-    at_left, at_right = int(first == 0), int(left + reach == inside.shape[1])
-    torch.sub(d4, d2, alpha=5, out=v0)
-    v0[:, at_left:].add_(every(0, skip_first=at_left), alpha=4)
-    torch.mul(d1, 4, out=v5).sub_(d3, alpha=5)
-    v5[:, : count - at_right].add_(every(5, skip_last=at_right))
+    def _overlapping(self, image: Tensor, top: int, left: int) -> Tensor:
+        """The inputs of the tiles from this pixel on, 6 x 6 x rows x columns x C, a view."""
+        height, width, _ = self._pixels.shape
+        inside = top >= 0 and left >= 0
+        if inside and top + height <= image.shape[0] and left + width <= image.shape[1]:
+            pixels = image[top : top + height, left : left + width]
+        else:
+            pixels = self._pixels
+            _copy_padded(image, top, left, pixels)
+        row, column, _ = pixels.stride()
+        strides = (row, column, TILE * row, TILE * column, 1)
+        return pixels.as_strided(self._tiles.shape, strides)
 
 
-def _transform_rows(columns: Tensor, planes: Tensor) -> None:
-    """Fills 4 x 6 x pairs x tiles x C from 6 x (2 pairs + 2) x tiles x C."""
-    d0, d1, d2, d3 = (columns[:, j : columns.shape[1] - 2 + j : TILE_HEIGHT] for j in range(4))
-    v0, v1, v2, v3 = planes.unbind(0)
-    torch.sub(d0, d2, out=v0)
-    torch.add(d1, d2, out=v1)
-    torch.sub(d2, d1, out=v2)
-    torch.sub(d1, d3, out=v3)
+def _copy_padded(image: Tensor, top: int, left: int, out: Tensor) -> None:
+    """Fills h x w x C from the pixels of H x W x C from (top, left) on, or zeros outside it."""
+    insides = []
+    for axis, first in ((0, top), (1, left)):
+        start, end = max(first, 0), min(first + out.shape[axis], image.shape[axis])
+        insides.append((start, end - start))
+        out.narrow(axis, 0, start - first).zero_()
+        out.narrow(axis, end - first, first + out.shape[axis] - end).zero_()
+    (row, rows), (column, columns) = insides
+    inside = out[row - top : row - top + rows, column - left : column - left + columns]
+    inside.copy_(image[row : row + rows, column : column + columns])
 
 
-def _transform_back(products: Tensor, bias: Tensor, result: Tensor) -> None:
-    """Fills 2 pairs x 4 tiles x out from 4 x 6 x pairs x tiles x out, which it uses up."""
-    products[1, 1] += bias  # this one enters every result with factor 1
-    m0, m1, m2, m3 = products.unbind(0)
-    m0.add_(m1).add_(m2)  # the upper row of each pair
-    m1.sub_(m2).sub_(m3)  # the lower one
-    m0, m1, m2, m3, m4, m5 = products[:TILE_HEIGHT].unbind(1)
-    pairs, tiles, channels = m0.shape[1:]
-    tiled = result.view(pairs, TILE_HEIGHT, tiles, TILE_WIDTH, channels)
-    y0, y1, y2, y3 = tiled.transpose(0, 1).unbind(3)
-    sum_a = torch.add(m1, m2)
-    difference_a = m1.sub_(m2)
-    sum_b = torch.add(m3, m4, out=m2)
-    difference_b = m3.sub_(m4)
-    torch.add(m0.add_(sum_a), sum_b, out=y0)
-    torch.add(difference_a, difference_b, alpha=2, out=y1)
-    torch.add(sum_a, sum_b, alpha=4, out=y2)
-    torch.add(m5.add_(difference_a), difference_b, alpha=8, out=y3)
+def _values(count: int) -> Tensor:
+    """6 x count: what each coefficient of a polynomial adds to its value at each of the points."""
+    powers = [[point**power for power in range(count)] for point in _POINTS]
+    leading = [float(power == count - 1) for power in range(count)]  # the value at infinity
+    return torch.tensor([*powers, leading], dtype=torch.float64)
+
+
+@cache
+def _transforms() -> tuple[Tensor, Tensor]:
+    """36 x 36 from inputs to planes and 16 x 36 from products to results, float32."""
+    inputs, results = torch.linalg.inv(_values(_TAPS)).T, _values(TILE).T
+    return tuple(torch.kron(step, step).float() for step in (inputs, results))  # type: ignore[return-value]
