@@ -27,8 +27,8 @@ _CPU_NAMES: dict[type[nn.Module], str] = {
     nn.SiLU: "swish",
     nn.Hardswish: "hardswish",
 }
-# Elements of a strip of rows that is converted to float32 at a time.
-_ROWS_IN_CACHE = 2**20
+# Values that are converted to float32 at a time.
+_VALUES_IN_CACHE = 2**20
 _ROWS_ON_GPU = 2**26
 
 
@@ -206,13 +206,34 @@ class LastConv(nn.Module):
 
     def _planes(self, x: Tensor) -> Tensor:
         """Each tap's answer at every pixel, N x taps x H x W, contiguous."""
-        limit = _ROWS_IN_CACHE if x.device.type == "cpu" else _ROWS_ON_GPU
-        rows = max(1, limit // (x.shape[0] * x.shape[1] * x.shape[3]))
+        taps = self.taps.float()
+        if on_cpu(x):
+            return torch.stack([_products(taps.flatten(1), image) for image in x])
+        rows = max(1, _ROWS_ON_GPU // (x.shape[0] * x.shape[1] * x.shape[3]))
         if x.dtype == torch.float32:
             rows = x.shape[2]
-        taps = self.taps.float()
         strips = [F.conv2d(strip.float(), taps).contiguous() for strip in x.split(rows, dim=2)]
         return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
+
+
+def _products(weight: Tensor, image: Tensor) -> Tensor:
+    """out x C times C x H x W in float32, converted as many pixels at a time as the cache holds."""
+    channels, height, width = image.shape
+    pixels = image.permute(1, 2, 0).reshape(-1, channels)
+    results = weight.new_empty(len(weight), len(pixels))
+    count = max(1, _VALUES_IN_CACHE // channels)
+    for part, target in zip(pixels.split(count), results.split(count, dim=1), strict=True):
+        torch.mm(weight, part.float().T, out=target)
+    return results.view(-1, height, width)
+
+
+def mean_of_pixels(x: Tensor) -> Tensor:
+    """N x C x H x W -> N x C x 1 x 1; on a CPU as a matrix product: means of 16 bits are slow."""
+    if not on_cpu(x):
+        return x.mean((2, 3), keepdim=True)
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+    count = pixels.shape[1]
+    return (x.new_ones(1, count) @ pixels).div_(count).permute(0, 2, 1)[..., None]
 
 
 def _add_shifted(total: Tensor, plane: Tensor, down: int, right: int) -> None:
@@ -236,7 +257,7 @@ class SqueezeGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x H x W -> N x C x 1 x 1."""
-        return self.gate(self.expand(self.reduce(x.mean((2, 3), keepdim=True))))
+        return self.gate(self.expand(self.reduce(mean_of_pixels(x))))
 
 
 class FusedMobileBlock(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geopose.models.blocks import ResidualDeconvolution, resize
-from geopose.models.fused import FusedConv, FusedGsdConv, LastConv
+from geopose.models.fused import FusedConv, FusedGsdConv, LastConv, on_cpu
 
 # Pixels of a strip, all images of a batch together; 128 channels of float32 make 128 MB of 2^18.
 _PIXELS_ON_CPU = 2**18
@@ -85,11 +85,27 @@ def _resized_rows(
     part = resize(part, torch.Size((last - first, size[1])))
     lower = places.long()
     upper = (lower + 1).clamp(max=height - 1)
-    share = (places - lower)[:, None].to(part)
+    share = places - lower
     # As N x H x W x C, for rows that are picked as N x C x H x W would lose the layout of the maps.
     pixels = part.permute(0, 2, 3, 1)
+    if on_cpu(part):
+        return _mixed_rows(pixels, lower - first, upper - first, share).permute(0, 3, 1, 2)
     above, below = (pixels.index_select(1, at - first) for at in (lower, upper))
-    return torch.lerp(above, below, share[..., None]).permute(0, 3, 1, 2)
+    return torch.lerp(above, below, share.to(part)[:, None, None]).permute(0, 3, 1, 2)
+
+
+def _mixed_rows(x: Tensor, above: Tensor, below: Tensor, share: Tensor) -> Tensor:
+    """Rows of N x H x W x C mixed by twos, in one pass over the maps: a matrix product.
+
+    Args:
+        above, below: which rows; share: how much of the lower one.
+    """
+    step = torch.finfo(x.dtype).eps / 2  # both shares have a number of their own, so they add to 1
+    share = (share / step).round() * step
+    mix = torch.zeros(len(share), x.shape[1])
+    mix.scatter_add_(1, above[:, None], 1 - share[:, None])
+    mix.scatter_add_(1, below[:, None], share[:, None])
+    return (mix.to(x.dtype) @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class DeconvolutionRows(nn.Module):

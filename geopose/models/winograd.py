@@ -20,7 +20,10 @@ _TAPS = TILE + 2  # inputs of a tile, each way
 # "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks",
 # https://arxiv.org/abs/1803.10986).
 _POINTS = (0.0, sqrt(1 / 2), -sqrt(1 / 2), sqrt(2), -sqrt(2))
-_BLOCK_ROWS, _BLOCK_COLUMNS = 2, 64  # tiles of a block: measured best on 2 cores
+# Tiles of a block, measured best on 2 cores; more rows where channels are few, for each step costs.
+_BLOCK_COLUMNS = 64
+_LEAST_BLOCK_ROWS = 2
+_BLOCK_VALUES = 2**15  # of one tap
 _LEAST_CHANNELS = 48  # below, the transforms cost more than they save
 _LEAST_TILES = 64
 
@@ -59,10 +62,12 @@ class Winograd:
         image = x.contiguous(memory_format=torch.channels_last)[0].permute(1, 2, 0)
         rows, columns = (-(-size // TILE) for size in image.shape[:2])
         out = image.new_empty(rows, TILE, columns, TILE, len(bias))
+        channels = max(self._filters.shape[1:])
+        block_rows = max(_LEAST_BLOCK_ROWS, _BLOCK_VALUES // (_BLOCK_COLUMNS * channels))
         blocks: dict[tuple[int, int], _Block] = {}
-        for top in range(0, rows, _BLOCK_ROWS):
+        for top in range(0, rows, block_rows):
             for left in range(0, columns, _BLOCK_COLUMNS):
-                size = (min(_BLOCK_ROWS, rows - top), min(_BLOCK_COLUMNS, columns - left))
+                size = (min(block_rows, rows - top), min(_BLOCK_COLUMNS, columns - left))
                 if size not in blocks:
                     blocks[size] = _Block(size, self._filters, bias)
                 results = blocks[size].convolve(image, TILE * top, TILE * left)
