@@ -143,7 +143,7 @@ def run_case(case: Case, checkpoint: Path, data: Path, folder: Path) -> None:
     said = done.stdout + done.stderr
     if done.returncode:
         raise SystemExit(f"{case.name} failed: {said.strip().splitlines()[-1]}")
-    case.seconds.append(float(re.findall(r"images in ([\d.]+) s", said)[-1]))
+    case.seconds.append(float(re.findall(r"images? in ([\d.]+) s", said)[-1]))
     case.peak_bytes = max(case.peak_bytes, float(re.findall(MEMORY + r"\s*(\d+)", said)[-1]))
 
 

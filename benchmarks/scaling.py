@@ -116,7 +116,7 @@ def compare(layouts: Layouts, images: int, repeats: int) -> None:
     for _ in range(repeats):
         for name, (arguments, cores) in layouts.items():
             said = run(arguments, cores).stderr
-            speeds[name].append(images / float(re.findall(r"images in ([\d.]+) s", said)[-1]))
+            speeds[name].append(images / float(re.findall(r"images? in ([\d.]+) s", said)[-1]))
             waits[name] = re.findall(r"the models (waited .*)", said)[-1]
     first = statistics.median(next(iter(speeds.values())))
     for name, values in speeds.items():

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,9 +17,9 @@ import tifffile
 
 from geopose.cli import run_command
 from geopose.data.io import read_agl_m, read_vflow, write_png
-from geopose.inference import reader, run
+from geopose.inference import claim, reader, run
 from geopose.inference.command import submit
-from tests.tiny_run import write_checkpoint, write_config, write_split
+from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
 SIZES = ((40, 48), (40, 48), (32, 32), (48, 40), (40, 48), (32, 32))
 NAMES = [f"ABC_{number:03d}" for number in range(len(SIZES))]
@@ -40,6 +42,16 @@ def job(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "job")
     write_config(tmp_path / "job/c.yaml", [tmp_path / "job/a.pth"])
     return Job(tmp_path / "job")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from geopose.inference.claim import Claim
+claim = Claim(Path(sys.argv[1]))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
 
 
 class Job:
@@ -352,3 +364,21 @@ def test_a_run_says_how_long_the_models_waited(job, caplog):
         caplog.text,
     )
     assert 0 <= float(said[1]) + float(said[2]) <= 100
+
+
+def test_a_second_run_in_a_folder_is_kept_out(job):
+    """And lets the files of the first one be; a run that was killed keeps nobody out."""
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(job.out)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert first.stdout.readline() == b"claimed\n"
+    before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*")}
+    assert job.run("--force") == 2
+    assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
+    first.kill()
+    first.wait()
+    assert job.redone("--force") == set(NAMES)
+    assert not (job.out / claim.NAME).exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from geopose.data.io import partial_files
 from geopose.errors import InputError
+from geopose.inference.claim import Claim
 from geopose.targets import check_folder_target
 
 
@@ -41,8 +42,8 @@ class SubmissionFolder:
         if self.archive.is_dir():
             raise InputError(f"submission_dir: {self.archive} is a directory; remove it")
 
-    def make(self, visualize: bool, keep_archive: bool) -> None:
-        """Makes the folders and removes what killed processes left.
+    def make(self, visualize: bool, keep_archive: bool) -> Claim:
+        """Makes the folders, keeps other runs out of them and removes what killed processes left.
 
         Args:
             visualize: make the pictures' folder as well.
@@ -50,10 +51,12 @@ class SubmissionFolder:
                 goes before any of them does, unless it is known to fit.
 
         Raises:
-            InputError: the folders cannot be made.
+            InputError: the folders cannot be made, or another run is writing to them.
         """
         try:
-            self.predictions.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            claim = Claim(self.root)
+            self.predictions.mkdir(exist_ok=True)
             if visualize:
                 self.pictures.mkdir(exist_ok=True)
             for folder in (self.root, self.predictions, self.pictures):
@@ -61,6 +64,7 @@ class SubmissionFolder:
                     path.unlink()
             if not keep_archive:
                 self.archive.unlink(missing_ok=True)
+            return claim
         except OSError as error:
             raise InputError(
                 f"submission_dir: cannot write to {self.root}: {error.strerror}"

@@ -8,6 +8,7 @@ the others go on, but then there is no archive and the run has failed; another r
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from geopose.data.dataset import warn_unconverted
 from geopose.data.layout import read_split
 from geopose.errors import GeoposeError, RunError
 from geopose.inference.build import build_ensemble, numerics
+from geopose.inference.claim import Claim
 from geopose.inference.config import InferenceConfig
 from geopose.inference.crew import Crew, WorkReport
 from geopose.inference.folders import SubmissionFolder
@@ -91,7 +93,17 @@ def run_inference(
     """
     crew = crew or Crew.alone()
     device = distributed.local_device()
-    leader = Leader(config, options, device)
+    with closing(Leader(config, options, device)) as leader:
+        return _run(leader, config, options, crew, device)
+
+
+def _run(
+    leader: "Leader",
+    config: InferenceConfig,
+    options: RunOptions,
+    crew: Crew,
+    device: torch.device,
+) -> RunReport:
     plan = crew.decide("plan", leader.plan)
     works = crew.rank is not None and bool(plan.tasks)
     reader = Reader(_decoders(config, plan, crew)) if works else None
@@ -157,6 +169,7 @@ class Leader:
         self._options = options
         self._device = device
         self._manifest = Manifest(config.submission_dir)
+        self._claim: Claim | None = None
         self._names: tuple[str, ...] = ()
         self._reports: list[WorkReport] = []
         self._started = time.perf_counter()
@@ -193,7 +206,8 @@ class Leader:
         _LOG.info("%s", plan.summary())
         if not self._archive_fits(plan):
             self._manifest.archive = None
-        self.folder.make(self._options.visualize, self._manifest.archive is not None)
+        keep_archive = self._manifest.archive is not None
+        self._claim = self.folder.make(self._options.visualize, keep_archive)
         for task in plan.tasks:
             record = self._manifest.records.get(task.record.rgb.name)
             if task.predict and record is not None and record.settings == plan.fingerprint:
@@ -223,6 +237,11 @@ class Leader:
         if problem:
             raise RunError(f"{problem}; no prediction is missing, {self.folder.archive} is whole")
         return RunReport(plan.images, plan.kept, seconds, self.folder.archive)
+
+    def close(self) -> None:
+        """Lets other runs into the folder."""
+        if self._claim is not None:
+            self._claim.give_up()
 
     def _archive_fits(self, plan: Plan) -> bool:
         """Whether the archive holds what the folder will hold at the end of this run."""
@@ -301,9 +320,9 @@ class Leader:
                 )
             ]
             _LOG.info(
-                "%d images in %.1f s (%.2f s each, %s, %d process%s on %s); the models waited "
+                "%d image%s in %.1f s (%.2f s each, %s, %d process%s on %s); the models waited "
                 "%.1f %% of the time for input, %.1f %% for output",
-                predicted, seconds, seconds / predicted,
+                predicted, "" if predicted == 1 else "s", seconds, seconds / predicted,
                 " by ".join(numerics(self._config, self._device).values()), crew.size,
                 "" if crew.size == 1 else "es", self._device.type, *waits,
             )  # fmt: skip
