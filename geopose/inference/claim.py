@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from geopose.errors import InputError
@@ -49,7 +50,8 @@ class Claim:
             return False
 
     def give_up(self) -> None:
-        """Lets other runs in."""
-        if self._is_current():
-            self._path.unlink()
+        """Lets other runs in. A name that cannot be removed any more keeps nobody out."""
+        with suppress(OSError):
+            if self._is_current():
+                self._path.unlink()
         self._file.close()

@@ -100,13 +100,10 @@ class _Block:
         products[taps] = bias
         self._products, self._summands = products[:taps], products.view(taps + 1, -1)
         self._results = torch.empty(TILE, TILE, rows, columns, out_channels)
-        transform, transform_back = _transforms()
-        self._transform = transform
+        self._transform, transform_back = _transforms()
         self._transform_back = torch.cat([transform_back, torch.ones(TILE**2, 1)], dim=1)
-        self._flat_tiles, self._flat_planes = (
-            self._tiles.view(taps, -1),
-            self._planes.view(taps, -1),
-        )
+        self._flat_tiles = self._tiles.view(taps, -1)
+        self._flat_planes = self._planes.view(taps, -1)
         self._flat_results = self._results.view(TILE**2, -1)
 
     def convolve(self, image: Tensor, top: int, left: int) -> Tensor:
