@@ -100,8 +100,6 @@ def _mixed_rows(x: Tensor, above: Tensor, below: Tensor, share: Tensor) -> Tenso
     Args:
         above, below: which rows; share: how much of the lower one.
     """
-    step = torch.finfo(x.dtype).eps / 2  # both shares have a number of their own, so they add to 1
-    share = (share / step).round() * step
     mix = torch.zeros(len(share), x.shape[1])
     mix.scatter_add_(1, above[:, None], 1 - share[:, None])
     mix.scatter_add_(1, below[:, None], share[:, None])
