@@ -176,6 +176,21 @@ def test_halving_picks_a_known_height_or_none() -> None:
     assert np.array_equal(shrink_heights(agl_m, 2), [[9, 4, nan]], equal_nan=True)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_block_becomes_the_lower_median_of_its_known_heights(factor: int) -> None:
+    random = np.random.default_rng(factor)
+    agl_m = random.normal(0.0, 20.0, (12 * factor, 30 * factor)).astype(np.float32)
+    agl_m[random.random(agl_m.shape) < random.random(agl_m.shape)] = np.nan
+    shrunk = shrink_heights(agl_m, factor)
+    for y, x in np.ndindex(12, 30):
+        block = agl_m[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
+        known = sorted(block[~np.isnan(block)])
+        if 2 * len(known) < factor**2:
+            assert np.isnan(shrunk[y, x])
+        else:
+            assert shrunk[y, x] == known[(len(known) - 1) // 2]
+
+
 def test_downsampling_is_an_area_mean_with_labels_to_match() -> None:
     before = _scene(1.0, (64, 96))
     after = build_augmentation("none", None, 2)(*before)

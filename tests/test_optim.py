@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from timm.optim import list_optimizers
 from torch import nn
 
 from geopose.errors import InputError
@@ -44,6 +45,7 @@ def rates(name: str, lr: float = 1e-3) -> list[float]:
     return [*values, optimizer.param_groups[0]["lr"]]
 
 
+SECOND_ORDER = "adahessian"
 OPTIMIZERS = sorted(p.stem for p in (CONFIGS / "optimizer").glob("*.yaml") if p.stem != "base")
 
 
@@ -63,9 +65,11 @@ def test_every_shipped_optimizer_lowers_a_loss(name: str) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+@pytest.mark.parametrize("name", list_optimizers(exclude_filters=["bnb*", "fused*", SECOND_ORDER]))
 def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
     """Steps with a save and a load between them are those without, to the last bit."""
+    config = optimizer_config("base", name=name, kwargs={})
 
     def steps(model: Net, optimizer: torch.optim.Optimizer, numbers: range) -> None:
         for number in numbers:
@@ -76,7 +80,7 @@ def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
 
     torch.manual_seed(0)
     model = Net()
-    optimizer = build_optimizer(model, optimizer_config(name), processes=1)
+    optimizer = build_optimizer(model, config, processes=1)
     steps(model, optimizer, range(7))
     file = io.BytesIO()
     torch.save((model.state_dict(), optimizer.state_dict()), file)
@@ -84,12 +88,26 @@ def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
     steps(model, optimizer, range(7, 15))
     weights, state = torch.load(file, weights_only=True)
     other = Net()
-    resumed = build_optimizer(other, optimizer_config(name), processes=1)
+    resumed = build_optimizer(other, config, processes=1)
     other.load_state_dict(weights)
     resumed.load_state_dict(state)
     steps(other, resumed, range(7, 15))
     for key, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_an_optimizer_that_cannot_run_is_refused() -> None:
+    config = optimizer_config("adamw", name=SECOND_ORDER)
+    with pytest.raises(InputError, match=f"optimizer.name={SECOND_ORDER}: needs second deriv"):
+        build_optimizer(Net(), config, processes=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("name", ["bnbadamw8bit", "fusedadam"])
+def test_an_optimizer_without_its_gpu_is_refused(name: str) -> None:
+    config = optimizer_config("adamw", name=name)
+    with pytest.raises(InputError, match=f"optimizer.name={name}: CUDA required"):
+        build_optimizer(Net(), config, processes=1)
 
 
 def test_the_innermost_named_layer_gives_the_rate() -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from geopose.errors import InputError
 
 Schedule = Callable[[float], float]
+
+# torch's, which update all weights in one pass if told to, on CPUs and CUDA alike.
+_FUSED = {"adam", "adamw", "sgd", "momentum", "nesterov"}
 
 
 def parameter_groups(model: nn.Module, cfg: Mapping[str, Any], lr: float) -> list[dict[str, Any]]:
@@ -63,22 +66,33 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], processes: int) ->
     """The optimizer named in `cfg`; its rate is multiplied by the number of processes.
 
     Raises:
-        InputError: unknown name, or an argument that this optimizer does not take.
+        InputError: unknown name, an argument that this optimizer does not take, a package or a
+            GPU that it needs and that is not here, or a need of second derivatives.
     """
     name = cfg["name"].removeprefix("lookahead_")
     if name not in list_optimizers():
         raise InputError(f"optimizer.name={cfg['name']}: unknown; one of {list_optimizers()}")
+    if get_optimizer_info(name).second_order:
+        raise InputError(
+            f"optimizer.name={cfg['name']}: needs second derivatives, which training does not "
+            "compute; choose another"
+        )
     lr = cfg["lr"] * processes
+    kwargs = dict(cfg["kwargs"])
+    if name in _FUSED:
+        kwargs.setdefault("fused", True)
     try:
         return create_optimizer_v2(
             parameter_groups(model, cfg, lr),
             opt=cfg["name"],
             lr=lr,
             weight_decay=cfg["weight_decay"],
-            **cfg["kwargs"],
+            **kwargs,
         )
     except TypeError as error:
         raise InputError(f"optimizer.kwargs of {cfg['name']}: {error}") from error
+    except (AssertionError, ImportError) as error:  # a package or a GPU that is not here
+        raise InputError(f"optimizer.name={cfg['name']}: {error}") from error
 
 
 def _cosine(progress: float, low: float) -> float:

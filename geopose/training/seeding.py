@@ -18,6 +18,9 @@ def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
         rank: of the process; processes draw different masks.
     """
     first, second = np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(2)
-    torch.manual_seed(int(first))
+    # torch.manual_seed writes down the call stack for GPUs that were never used, at each call.
+    torch.default_generator.manual_seed(int(first))
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(int(first))
     np.random.seed(int(second))
     random.seed(int(second))
