@@ -5,9 +5,10 @@
 
 A step is the forward pass, the loss, the backward pass and the optimizer's update of the training
 config, on random images; reading data is not in it (benchmarks/input.py measures that). Beside our
-step, in the configured memory layout, runs "plain": the same model in fp32 and contiguous layout.
-All cases take turns, each in a process of its own; the median of the repeats counts. Memory is what
-torch allocates on a GPU at most, and the process's resident memory on a CPU.
+step, in the configured memory layout, runs "plain": the same model in fp32 and contiguous layout,
+on a CPU with the allocator as it comes. All cases take turns, each in a process of its own; the
+median of the repeats counts. Memory is what torch allocates on a GPU at most, and the process's
+resident memory on a CPU.
 """
 
 import argparse
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from geopose import keys  # noqa: E402
+from geopose.allocator import keep_freed_memory  # noqa: E402
 from geopose.construct import plain  # noqa: E402
 from geopose.data.io import atomic_path  # noqa: E402
 from geopose.geometry import angle_to_vector, flow_map  # noqa: E402
@@ -81,6 +83,8 @@ def run_case(case: Case) -> dict[str, float]:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg: dict[str, Any] = plain(compose("config", [f"model={case.model}"]))
     is_plain = case.precision == PLAIN
+    if device.type == "cpu" and not is_plain:
+        keep_freed_memory()
     precision = Precision("fp32" if is_plain else case.precision, device)
     torch.manual_seed(0)
     model: Any = build_model(cfg["model"], load_pretrained=False).to(device).train()

@@ -2,8 +2,9 @@
 
 glibc asks the system for every block over 32 MB anew and returns it when it is freed, so that each
 layer of a network on a large image pays for fresh, zeroed pages: half of the time of a 2048 x 2048
-image on a CPU. With these settings freed blocks stay at hand for the next layer. The first use of
-each page is paid for too, so they are large pages where the system has them.
+image on a CPU, and a fifth of a training step and more. With these settings freed blocks stay at
+hand for the next layer. The first use of each page is paid for too, so they are large pages where
+the system has them.
 """
 
 import ctypes
@@ -24,7 +25,7 @@ _NEVER = -1  # the largest size there is; 2^31 - 1 would mean 2 GB, which large 
 def keep_freed_memory() -> bool:
     """Tells the C library not to return freed memory; call it before the first large tensor.
 
-    Memory stays as high as its peak, which is flat: the same blocks serve every image. One arena
+    Memory stays as high as its peak, which is flat: the same blocks serve every batch. One arena
     serves all threads, so that what one of them frees another one can use.
 
     Returns:

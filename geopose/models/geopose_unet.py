@@ -189,5 +189,6 @@ def finish(
         keys.OUTPUT_VFLOW_DIRECTION: direction,
     }
     if heads.flow is not None:
-        outputs[keys.OUTPUT_FLOW_MASK] = F.pad(resize(heads.flow, padded), crop)
+        flow = heads.flow.contiguous()  # as the targets; two channels are faster so, too
+        outputs[keys.OUTPUT_FLOW_MASK] = F.pad(resize(flow, padded), crop)
     return outputs

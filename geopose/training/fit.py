@@ -15,6 +15,7 @@ from catalyst.core.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from geopose.allocator import keep_freed_memory
 from geopose.construct import plain
 from geopose.data.io import atomic_path
 from geopose.distributed import (
@@ -251,6 +252,8 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
         Stopped: a signal asked for it; everything is saved.
     """
     device = init_from_env()
+    if device.type == "cpu":
+        keep_freed_memory()
     with StopSignal() as signals:
         start = choose_start(together(lambda: _checked(plain(config))), overrides)
         start = replace(start, cfg=together(lambda: _checked(start.cfg)))
