@@ -93,6 +93,7 @@ def run_case(case: Case) -> dict[str, float]:
         model = model.to(memory_format=torch.channels_last)
         image = batch[keys.INPUT_IMAGE_KEY]
         batch[keys.INPUT_IMAGE_KEY] = image.contiguous(memory_format=torch.channels_last)
+    precision.adapt(model)
     criterion = build_loss(cfg["loss"])
     optimizer = build_optimizer(model, cfg["optimizer"], 1)
     inputs = {name: batch[key] for name, key in cfg["runner"]["input_keys"].items()}

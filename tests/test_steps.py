@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import create_conv2d
 from torch import Tensor, nn
 
 from geopose.checkpoints.files import load_checkpoint
@@ -239,6 +241,31 @@ def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_fault(
 def test_amp_means_what_the_device_computes_in() -> None:
     assert resolve_precision("amp", torch.device("cpu")) in ("bf16", "fp32")
     assert Precision("fp32", torch.device("cpu")).scaler.is_enabled() is False
+
+
+def test_bf16_on_a_cpu_leaves_slow_depthwise_convolutions_in_float32() -> None:
+    torch.manual_seed(0)
+    strided = create_conv2d(4, 4, 3, stride=2, padding="same", depthwise=True)
+    network = nn.Sequential(strided, nn.Conv2d(4, 4, 5, groups=4), nn.Conv2d(4, 2, 5))
+    x = torch.randn(2, 4, 24, 23)
+    names = list(network.state_dict())
+    wanted = strided(x)
+    wanted.sum().backward()
+    gradient, strided.weight.grad = strided.weight.grad, None
+
+    Precision("fp32", torch.device("cpu")).adapt(network)
+    assert type(network[1]) is nn.Conv2d
+    precision = Precision("bf16", torch.device("cpu"))
+    precision.adapt(network)
+    copy = deepcopy(network)
+    assert list(copy.state_dict()) == names
+    with precision.autocast():
+        maps = copy[0](x)
+        assert torch.equal(maps, wanted)  # to the last bit: nothing was rounded to bf16
+        assert copy[1](x.bfloat16()).dtype == torch.bfloat16
+        assert copy(x).dtype == torch.bfloat16
+    maps.sum().backward()
+    assert torch.equal(copy[0].weight.grad, gradient)
 
 
 def test_the_scale_head_computes_in_float32_under_autocast() -> None:

@@ -161,6 +161,7 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     model = model.to(device)
     if cfg["channels_last"]:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    precision.adapt(model)
     optimizer = build_optimizer(model, optimizer_cfg, world_size())
     steps = -(-len(loaders["train"]) // optimizer_cfg["accumulation"]) * train["epochs"]
     budget = TimeBudget(train["max_minutes"])
