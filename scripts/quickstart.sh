@@ -57,6 +57,7 @@ step "6/6 draw"
     --truth "$data/test_truth" --out "$out/preview.png" --heading "Synthetic test scenes"
 
 score=$("$PYTHON" -c "import json; print(f\"{json.load(open('$out/score.json'))['score']:.4f}\")")
+epochs=$("$PYTHON" -c "import csv; print(sum(1 for _ in csv.DictReader(open('$training/metrics.csv'))))")
 cat <<TEXT
 
 Score on held-out synthetic scenes (mean R2 of height and flow): $score
@@ -64,5 +65,6 @@ Score on held-out synthetic scenes (mean R2 of height and flow): $score
   picture  $out/preview.png
   scores   $out/score.json
   model    $training/checkpoints_mean_r2/best.pth
-  time     $SECONDS s after installation
+  time     $SECONDS s after installation; training stops by the clock, here in epoch $epochs: a faster or
+           less busy machine gets further and scores higher (docs/benchmarks.md)
 TEXT
