@@ -16,7 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from geopose.cli import EXIT_INPUT, run_command
+from geopose.cli import EXIT_INPUT, leave, run_command
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 _status: list[int] = []  # exit code of each run that Hydra started
@@ -63,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -89,3 +89,18 @@ def run_command(
         sys.stderr.write("error: interrupted\n")
         return EXIT_INTERRUPTED
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the program with an exit code.
+
+    Under a launcher it ends without taking the interpreter apart: a thread of the process group
+    that still has a tensor to release needs the interpreter for it, and aborts the process if it
+    comes too late, which would make a failure of a finished run.
+    """
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -2,7 +2,10 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,8 @@ from geopose.cli import run_command
 from geopose.data.convert import main as convert
 from geopose.evaluation import main as evaluate
 from geopose.inference.command import submit
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -52,3 +57,16 @@ def test_names_that_no_file_can_have(capsys: pytest.CaptureFixture[str]) -> None
     for command, arguments in commands:
         assert run_command(command, arguments) == 2
         assert name in one_error(capsys)
+
+
+def test_under_a_launcher_nothing_can_abort_a_program_that_has_ended() -> None:
+    program = (
+        "import atexit, os\n"
+        "from geopose.cli import leave\n"
+        "atexit.register(os.abort)\n"  # as a thread of a process group may
+        "print('what was said', end='')\n"
+        "leave(7)\n"
+    )
+    env = {**os.environ, "RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (7, b"what was said")
