@@ -7,6 +7,7 @@ hand for the next layer. The first use of each page is paid for too, so they are
 the system has them.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -43,6 +44,15 @@ def keep_freed_memory() -> bool:
     if all(taken):
         _ask_for_large_pages(library)
     return all(taken)
+
+
+def release_freed_memory() -> None:
+    """Returns what is kept for later; call it before processes are forked.
+
+    They would take it over, and with the first write to each page it would exist twice.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library, which keeps nothing
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _ask_for_large_pages(library: ctypes.CDLL) -> None:

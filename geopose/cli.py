@@ -1,6 +1,7 @@
 """What every command shares: one-line errors, exit codes, logging on standard error."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -101,6 +102,7 @@ def leave(code: int) -> NoReturn:
     if "RANK" not in os.environ:
         sys.exit(code)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more, or it is closed
+            stream.flush()
     os._exit(code)

@@ -10,7 +10,7 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from geopose.errors import InputError
-from geopose.training.optim import build_optimizer, build_scheduler
+from geopose.training.optim import build_optimizer, build_scheduler, load_state
 from tests.training_run import composed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -108,6 +108,34 @@ def test_an_optimizer_without_its_gpu_is_refused(name: str) -> None:
     config = optimizer_config("adamw", name=name)
     with pytest.raises(InputError, match=f"optimizer.name={name}: CUDA required"):
         build_optimizer(Net(), config, processes=1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_state_of_before_updates_were_fused_goes_on_in_fp16(name: str) -> None:
+    def loss(model: Net) -> torch.Tensor:
+        return model.head(model.encoder(torch.ones(8, 3))).square().mean()
+
+    model = Net()
+    unfused = optimizer_config(name, kwargs={"fused": False})
+    before = build_optimizer(model, unfused, processes=1)
+    loss(model).backward()
+    before.step()
+    optimizer = build_optimizer(model, optimizer_config(name), processes=1)
+    load_state(optimizer, before.state_dict())
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer.zero_grad()
+    scaler.scale(loss(model)).backward()
+    scaler.unscale_(optimizer)
+    weight = model.head.weight.detach().clone()
+    scaler.step(optimizer)
+    assert not torch.equal(model.head.weight, weight)
+
+
+def test_arguments_that_exclude_each_other() -> None:
+    assert build_optimizer(Net(), optimizer_config("adamw", kwargs={"foreach": True}), 1)
+    both = optimizer_config("adamw", kwargs={"foreach": True, "fused": True})
+    with pytest.raises(InputError, match=r"optimizer\.kwargs of adamw: .*together"):
+        build_optimizer(Net(), both, 1)
 
 
 def test_the_innermost_named_layer_gives_the_rate() -> None:

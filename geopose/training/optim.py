@@ -79,7 +79,7 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], processes: int) ->
         )
     lr = cfg["lr"] * processes
     kwargs = dict(cfg["kwargs"])
-    if name in _FUSED:
+    if name in _FUSED and not (kwargs.get("foreach") or kwargs.get("differentiable")):
         kwargs.setdefault("fused", True)
     try:
         return create_optimizer_v2(
@@ -89,10 +89,23 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], processes: int) ->
             weight_decay=cfg["weight_decay"],
             **kwargs,
         )
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise InputError(f"optimizer.kwargs of {cfg['name']}: {error}") from error
     except (AssertionError, ImportError) as error:  # a package or a GPU that is not here
         raise InputError(f"optimizer.name={cfg['name']}: {error}") from error
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Puts an optimizer where `state` left it; how it computes stays as it was built.
+
+    Args:
+        optimizer: of the same kind and parameters.
+        state: its `state_dict()`, also of a version that did not fuse updates; is changed.
+    """
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        if "fused" in saved:
+            saved["fused"] = group["fused"]
+    optimizer.load_state_dict(state)
 
 
 def _cosine(progress: float, low: float) -> float:

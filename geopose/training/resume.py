@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geopose.checkpoints.files import save_checkpoint
 from geopose.distributed import gather_objects, is_distributed, is_main, rank, together, world_size
 from geopose.errors import RunError
+from geopose.training.optim import load_state
 from geopose.training.run_files import file_sizes
 
 LAST = "last.pth"
@@ -103,7 +104,7 @@ def restore(runner: Any, payload: Mapping[str, Any]) -> None:
     if runner.ema is not None:
         runner.ema.module.load_state_dict(payload["ema_state_dict"])
     # Copies: what has been read lies in the file, which will be replaced.
-    runner.optimizer.load_state_dict(copy.deepcopy(payload["optimizer_state_dict"]))
+    load_state(runner.optimizer, copy.deepcopy(payload["optimizer_state_dict"]))
     runner.scheduler.load_state_dict(copy.deepcopy(payload["scheduler_state_dict"]))
     if payload["scaler_state_dict"]:
         runner.precision.scaler.load_state_dict(copy.deepcopy(payload["scaler_state_dict"]))

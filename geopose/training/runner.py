@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from geopose.allocator import release_freed_memory
 from geopose.data.dataset import GeoposeDataset
 from geopose.distributed import gather_objects, is_distributed, rank
 from geopose.errors import Stopped
@@ -180,6 +181,8 @@ class GeoposeRunner(SupervisedRunner):
         for key, loader in self.loaders.items():
             self.loader_key, self.loader = key, loader
             self._run_event("on_loader_start")
+            if loader.num_workers:  # it may start them now
+                release_freed_memory()
             self._run_loader()
             if self.is_train_loader:
                 self._trained = snapshot(self, is_epoch_end=False)
