@@ -29,13 +29,17 @@ step "2/6 convert"
 "$PYTHON" convert_j2k.py --data-dir "$data" --workers "$cores"
 
 step "3/6 train"
-# What the model follows from: with other settings, an earlier model is not the result of this run.
+# What the model follows from: with other settings, an earlier training is not the one to go on with.
 settings=$(cat scripts/quickstart.sh configs/config.yaml configs/*/base.yaml configs/*/sample*.yaml \
-    configs/loss/huber_cos.yaml configs/loss/huber_cos_flow.yaml "$data/sample_city.json" | cksum)
+    configs/loss/huber_cos.yaml configs/loss/huber_cos_flow.yaml "$data/sample_city.json" \
+    <(echo "$cores") | cksum)
 if [ "$(cat "$training/finished" 2>/dev/null)" = "$settings" ]; then
     echo "reusing the model in $training" >&2
 else
-    rm -rf "$training"
+    if [ "$(cat "$out/training.settings" 2>/dev/null)" != "$settings" ]; then
+        rm -rf "$training"
+        echo "$settings" > "$out/training.settings"
+    fi
     # One process of one thread a core: measured faster than threads, and far less sensitive to
     # other programs on the machine. See docs/benchmarks.md.
     seconds=$((time_limit - other_steps - SECONDS))
