@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -287,32 +288,67 @@ def test_a_sweep_trains_each_in_its_own_directory(sample_dir: Path, tmp_path: Pa
     assert sorted(seeds) == [1, 2]
 
 
+def launch(
+    folder: Path, arguments: list[str], rank: int, trap: str, *options: str
+) -> subprocess.CompletedProcess[str]:
+    """Trains in two processes under torchrun in `folder`.
+
+    Args:
+        folder: working directory.
+        arguments: of train.py.
+        rank: which process falls into the trap, the first time that the launcher starts it.
+        trap: Python that runs when it starts its second epoch.
+        options: of torchrun.
+    """
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        f"if os.environ.get('RANK') == '{rank}' and "
+        "os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    sys.path.insert(0, os.environ['PYTHONPATH'].split(':')[-1])\n"
+        "    from geopose.training.callbacks import ScoreCallback\n"
+        "    def trap(self, runner):\n"
+        "        if runner.epoch_step == 2:\n"
+        f"{textwrap.indent(trap, ' ' * 12)}\n"
+        "    ScoreCallback.on_epoch_start = trap\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
+    return subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "train.py"), *arguments],
+        cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+
 def test_a_launcher_restarts_a_killed_process_which_goes_on(
     sample_dir: Path, tmp_path: Path
 ) -> None:
     """No experiment is named: the restarted processes find their run by themselves."""
-    trap = tmp_path / "trap"
-    trap.mkdir()
-    (trap / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "if os.environ.get('RANK') == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
-        "    sys.path.insert(0, os.environ['PYTHONPATH'].split(':')[-1])\n"
-        "    from geopose.training.callbacks import ScoreCallback\n"
-        "    ScoreCallback.on_epoch_start = (\n"
-        "        lambda self, runner: runner.epoch_step == 2 and os.kill(os.getpid(), 9)\n"
-        "    )\n"
-    )
     arguments = [a for a in tiny_overrides(sample_dir, tmp_path) if not a.startswith("experiment=")]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    env = {**os.environ, "PYTHONPATH": f"{trap}:{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, *launcher, "--max-restarts=1", str(ROOT / "train.py"), *arguments],
-        cwd=tmp_path, env=env, capture_output=True, text=True,
-    )  # fmt: skip
+    trap = "os.kill(os.getpid(), signal.SIGKILL)"
+    done = launch(tmp_path, arguments, 1, trap, "--max-restarts=1")
     assert done.returncode == 0, done.stderr
     assert "resumed after epoch 1" in done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert load_checkpoint(run / "checkpoints_mean_r2" / "last.pth")["epoch"] == 2
+
+
+def test_a_signal_to_the_launcher_saves_and_the_same_command_goes_on(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    """As a cluster ends a job: SIGTERM for torchrun, whose processes save what they have done."""
+    run = tmp_path / "run"
+    arguments = tiny_overrides(sample_dir, run, "train.save_every_minutes=null")
+    last = run / "checkpoints_mean_r2" / "last.pth"
+    trap = "os.kill(os.getppid(), signal.SIGTERM)\nwhile not runner._signals.number: pass"
+    ended = launch(tmp_path, arguments, 0, trap)
+    assert ended.returncode != 0
+    assert "stopped by signal 15 with everything saved" in ended.stderr
+    state = load_checkpoint(last)["resume"]
+    assert (state["epoch"], state["batch"]) == (1, 1)
+    again = launch(tmp_path, arguments, 0, "pass")
+    assert again.returncode == 0, again.stderr
+    assert "resumed after epoch 1, batch 1" in again.stderr
+    assert load_checkpoint(last)["resume"]["epoch"] == 2
 
 
 class _EnoughError(Exception):
