@@ -1,6 +1,6 @@
 """How inference scales: images a second with more processes, memory with more images.
 
-    python benchmarks/scaling.py processes [--images 12] [--size 1024] [--repeats 3]
+    python benchmarks/scaling.py processes [--images 40] [--size 1024] [--repeats 3]
     python benchmarks/scaling.py decoding [the same]
     python benchmarks/scaling.py memory [--size 512]
 
@@ -139,7 +139,7 @@ def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("what", choices=("processes", "decoding", "memory"))
-    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--model", default="mobilenet_unet", help="one of configs/model")
     parser.add_argument("--repeats", type=int, default=3)
