@@ -9,16 +9,20 @@ import signal
 import subprocess
 import sys
 import tarfile
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from geopose.cli import run_command
 from geopose.data.io import read_agl_m, read_vflow, write_png
-from geopose.inference import claim, reader, run
+from geopose.inference import claim, dry_run, reader, run
 from geopose.inference.command import submit
+from geopose.inference.ensemble import Member
 from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
 SIZES = ((40, 48), (40, 48), (32, 32), (48, 40), (40, 48), (32, 32))
@@ -347,6 +351,23 @@ def test_dry_run_tells_and_writes_nothing(job, caplog):
         "memory of each process: ",
     ):
         assert expected in caplog.text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU all views are tried")
+def test_dry_run_on_a_cpu_tries_one_view_and_reckons_with_all(job, caplog, monkeypatch):
+    shown = []
+    run = Member._run
+    monkeypatch.setattr(Member, "_run", lambda *args: shown.append(args[1].shape) or run(*args))
+    clock = iter((0.0, 10.0))
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with caplog.at_level("INFO"):
+        assert job.run("--force", "--dry-run", "ensemble.tta=d4", "inference.batch_size=3") == 0
+    assert [shape[0] for shape in shown] == [1]
+    pixels = sum(height * width for height, width in SIZES)
+    largest = shown[0][-2] * shown[0][-1]
+    total = timedelta(seconds=round(8 * 10.0 * pixels / largest))
+    assert "one view of " in caplog.text
+    assert f"; about {total} for all with 1 process" in caplog.text
 
 
 def test_dry_run_finds_what_would_stop_the_run(job, capsys):

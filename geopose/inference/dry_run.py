@@ -1,9 +1,10 @@
-"""Says what a run would do: images, models, memory, time. Predicts one image, writes nothing."""
+"""Says what a run would do: images, models, memory, time. Tries one image, writes nothing."""
 
 import logging
 import resource
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -13,11 +14,13 @@ from geopose.cores import usable_cores
 from geopose.data.io import read_rgb
 from geopose.inference.build import build_ensemble, load_entry
 from geopose.inference.config import InferenceConfig
+from geopose.inference.ensemble import held_bytes
 from geopose.inference.launch import use_device
 from geopose.inference.pipeline import predict
 from geopose.inference.plan import Plan, Task
 from geopose.inference.run import Leader, RunOptions
 from geopose.inference.transfer import Transfer
+from geopose.inference.tta import Tta
 from geopose.output.writer import to_centimetres
 
 _LOG = logging.getLogger(__name__)
@@ -73,29 +76,55 @@ def _log_cost(
 ) -> None:
     """Memory and time of the largest image, and what follows for all of them."""
     to_predict = [t for t in plan.tasks if t.predict]
-    ensemble = build_ensemble(config, device, -(-len(to_predict) // processes))
+    shape = torch.Size((config.batch_size, 3, *task.size))
+    sample, times = _sample(config, device, shape)
+    ensemble = build_ensemble(sample, device, -(-len(to_predict) // processes))
     rgb = read_rgb(task.record.rgb_file())
     started = time.perf_counter()
     with torch.inference_mode():
-        pixels = Transfer(device).upload([rgb] * config.batch_size)
-        gsd_m = torch.full((config.batch_size, 1), task.record.gsd_m, device=device)
-        prediction = predict(ensemble, pixels, gsd_m, config.batch_size)
+        pixels = Transfer(device).upload([rgb] * sample.batch_size)
+        gsd_m = torch.full((sample.batch_size, 1), task.record.gsd_m, device=device)
+        prediction = predict(ensemble, pixels, gsd_m, sample.batch_size)
         to_centimetres(prediction.agl_m).agl_cm.cpu()
-    seconds = (time.perf_counter() - started) / config.batch_size
+    seconds = (time.perf_counter() - started) / sample.batch_size
     pixels_in_all = sum(t.size[0] * t.size[1] for t in to_predict)
-    total_s = seconds * pixels_in_all / (task.size[0] * task.size[1]) / processes
+    total_s = seconds * times * pixels_in_all / (task.size[0] * task.size[1]) / processes
     _LOG.info(
-        "%s took %.2f s on %s, the first image and the start of the models included; about %s for "
-        "all with %d process%s",
-        task.record.rgb.name, seconds, device, timedelta(seconds=round(total_s)), processes,
-        "" if processes == 1 else "es",
+        "%s%s took %.2f s on %s, the start of the models included; about %s for all with "
+        "%d process%s",
+        "one view of " if sample.tta != config.tta else "", task.record.rgb.name, seconds, device,
+        timedelta(seconds=round(total_s)), processes, "" if processes == 1 else "es",
     )  # fmt: skip
-    _LOG.info("memory of each process: %s", _memory(device))
+    held = held_bytes(Tta.from_name(config.tta), config.tta_mode, shape)
+    held -= held_bytes(Tta.from_name(sample.tta), sample.tta_mode, pixels.shape)
+    _LOG.info("memory of each process: %s", _memory(device, held))
 
 
-def _memory(device: torch.device) -> str:
-    host_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    text = f"{host_gb:.1f} GB"
+def _sample(
+    config: InferenceConfig, device: torch.device, shape: torch.Size
+) -> tuple[InferenceConfig, float]:
+    """What is tried, and how many times as long an image takes.
+
+    On a CPU views and images go through a network one after the other, so one view of one image
+    tells what all will take. A GPU takes as many at once as fit, so all are tried.
+    """
+    if device.type != "cpu":
+        return config, 1.0
+    image, gsd_m = torch.empty(shape, device="meta"), torch.empty(shape[0], 1, device="meta")
+    looks = [view.look(image, gsd_m).image for view in Tta.from_name(config.tta).views]
+    times = sum(look.numel() for look in looks) / image.numel()
+    return replace(config, tta=None, batch_size=1), times
+
+
+def _memory(device: torch.device, not_tried: int) -> str:
+    """Of this process and, if there is one, its GPU.
+
+    Args:
+        device: where the models ran.
+        not_tried: bytes that a run takes beside what was tried; 0 on a GPU.
+    """
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + not_tried
+    text = f"{host / 1e9:.1f} GB"
     if device.type == "cuda":
         text += f", on the GPU {torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB"
     return text

@@ -21,6 +21,7 @@ from geopose.inference.tta import Look, Prediction, PredictionMean, Tta
 TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
 TTA_ORDERS = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
+_MEAN_BYTES = 8  # of a pixel: height and magnitude
 
 
 def check_tta_order(name: object) -> None:
@@ -28,6 +29,20 @@ def check_tta_order(name: object) -> None:
     if name not in TTA_ORDERS:
         known = ", ".join(TTA_ORDERS)
         raise InputError(f"ensemble.tta_mode: unknown value {name!r}, use one of {known}")
+
+
+def held_bytes(tta: Tta, tta_order: str, shape: torch.Size) -> int:
+    """Memory that an ensemble holds beside the network at work: all views, and unfinished means.
+
+    Args:
+        tta: the views.
+        tta_order: of averaging.
+        shape: of the images, N x 3 x H x W.
+    """
+    image = torch.empty(shape, dtype=torch.uint8, device="meta")
+    looks = [view.look(image, torch.empty(shape[0], 1, device="meta")) for view in tta.views]
+    means = len(looks) if tta_order == TTA_PER_ENSEMBLE else 2
+    return sum(look.image.nbytes for look in looks) + means * _MEAN_BYTES * image[:, 0].numel()
 
 
 class Member(nn.Module):
