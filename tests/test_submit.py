@@ -14,6 +14,7 @@ from geopose.cli import run_command
 from geopose.data.dataset import normalize_image
 from geopose.data.io import read_agl_m, read_rgb, read_vflow, write_png
 from geopose.inference.command import submit
+from geopose.inference.ensemble import PoseEnsemble
 from tests.tiny_run import SIZES, tiny_payload, write_checkpoint, write_config, write_split
 
 NAMES = [f"ABC_{number:03d}" for number in range(len(SIZES))]
@@ -355,7 +356,7 @@ def test_too_little_memory_says_what_to_lower(setup, tmp_path, capsys, monkeypat
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
-    monkeypatch.setattr("geopose.inference.run.build_ensemble", lambda *_: full)
+    monkeypatch.setattr(PoseEnsemble, "forward", full)
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
     assert run(config, setup / "data") == 1
     error = capsys.readouterr().err.splitlines()[-1]

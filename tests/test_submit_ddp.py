@@ -82,24 +82,20 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from geopose.cli import run_command
-from geopose.inference import command, run
+from geopose.inference import command
+from geopose.inference.ensemble import PoseEnsemble
 
-build, happened = run.build_ensemble, Path(__file__).with_name("happened")
+forward, happened = PoseEnsemble.forward, Path(__file__).with_name("happened")
 
-def build_faulty(*arguments):
-    ensemble = build(*arguments)
+def predict(*arguments):
+    if os.environ.get("RANK") == "1" and not happened.exists():
+        happened.touch()
+        {fault}
+    while not happened.exists():
+        time.sleep(0.01)
+    return forward(*arguments)
 
-    def predict(image, gsd_m):
-        if os.environ.get("RANK") == "1" and not happened.exists():
-            happened.touch()
-            {fault}
-        while not happened.exists():
-            time.sleep(0.01)
-        return ensemble(image, gsd_m)
-
-    return predict
-
-run.build_ensemble = build_faulty
+PoseEnsemble.forward = predict
 
 if __name__ == "__main__":
     sys.exit(run_command(command.submit_ddp))

@@ -22,7 +22,9 @@ from geopose.cli import run_command
 from geopose.data.io import read_agl_m, read_vflow, write_png
 from geopose.inference import claim, dry_run, reader, run
 from geopose.inference.command import submit
-from geopose.inference.ensemble import Member
+from geopose.inference.crew import Crew
+from geopose.inference.ensemble import Member, PoseEnsemble
+from geopose.inference.progress import IMAGE
 from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
 SIZES = ((40, 48), (40, 48), (32, 32), (48, 40), (40, 48), (32, 32))
@@ -279,21 +281,16 @@ def test_a_full_disk_stops_the_run_and_nothing_finished_is_lost(job, monkeypatch
 def test_a_signal_in_the_middle_leaves_whole_files(job, monkeypatch, caplog, number):
     archive = job.archive.read_bytes()
     shutil.rmtree(job.out)
-    build = run.build_ensemble
+    forward, calls = PoseEnsemble.forward, 0
 
-    def interrupted(*arguments):
-        ensemble, calls = build(*arguments), 0
+    def interrupted(*inputs):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            signal.raise_signal(number)
+        return forward(*inputs)
 
-        def predict(*inputs):
-            nonlocal calls
-            calls += 1
-            if calls == 5:
-                signal.raise_signal(number)
-            return ensemble(*inputs)
-
-        return predict
-
-    monkeypatch.setattr(run, "build_ensemble", interrupted)
+    monkeypatch.setattr(PoseEnsemble, "forward", interrupted)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     if number == signal.SIGINT:
         assert job.run() == 130
@@ -351,6 +348,22 @@ def test_dry_run_tells_and_writes_nothing(job, caplog):
         "memory of each process: ",
     ):
         assert expected in caplog.text
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_progress_counts_every_view_and_ends_with_whole_images(job, monkeypatch, capsys, broken):
+    counted, advance = [], Crew.advance
+    monkeypatch.setattr(
+        Crew, "advance", lambda crew, parts: counted.append(parts) or advance(crew, parts)
+    )
+    for name in NAMES[:broken]:
+        os.truncate(job.folder / f"data/test/{name}_RGB.png", 100)
+    assert job.run("--force", "ensemble.tta=d4", "inference.batch_size=2") == broken
+    assert sum(counted) == len(NAMES) * IMAGE
+    steps = [parts for parts in counted if parts <= 2 * IMAGE / 9]
+    assert len(steps) == len(counted) - broken
+    assert len(steps) > len(NAMES)
+    assert "| 6.0/6 [" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU all views are tried")

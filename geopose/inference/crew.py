@@ -116,13 +116,13 @@ class Crew:
         number = self._call(lambda: self._store.add("claimed", 1)) - 1
         return number if number < count else None
 
-    def settle(self) -> None:
-        """Counts an image as finished or failed."""
-        self._call(lambda: self._store.add("settled", 1))
+    def advance(self, parts: int) -> None:
+        """Counts work as done; how much an image is, is up to those who count."""
+        self._call(lambda: self._store.add("advanced", parts))
 
-    def settled(self) -> int:
-        """How many images all processes have settled."""
-        return self._call(lambda: self._store.add("settled", 0))
+    def advanced(self) -> int:
+        """What all processes have counted."""
+        return self._call(lambda: self._store.add("advanced", 0))
 
     # ------------------------------------------------------------ reports
 

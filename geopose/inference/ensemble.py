@@ -5,7 +5,7 @@ the same 8-bit RGB image and makes its own input from it. The views of an image 
 shown to all members; as many go through a member at a time as the device's memory holds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,10 @@ TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
 TTA_ORDERS = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
 _MEAN_BYTES = 8  # of a pixel: height and magnitude
+
+
+def do_nothing() -> None:
+    """What is called where nobody wants to be told."""
 
 
 def check_tta_order(name: object) -> None:
@@ -140,27 +144,46 @@ class PoseEnsemble(nn.Module):
         self._residence = Residence(self.members, device or torch.device("cpu"))
         self._batches = [ViewBatches(member, self._residence) for member in members]
 
-    def forward(self, image: Tensor, gsd_m: Tensor) -> Prediction:
-        """Averaged prediction; image and gsd as for a member."""
+    @property
+    def runs(self) -> int:
+        """How often a network runs for an image."""
+        return len(self.members) * len(self.tta.views)
+
+    def forward(
+        self, image: Tensor, gsd_m: Tensor, on_run: Callable[[], None] = do_nothing
+    ) -> Prediction:
+        """Averaged prediction.
+
+        Args:
+            image: as for a member.
+            gsd_m: as for a member.
+            on_run: called after each of `runs`, on a GPU when it has been started.
+        """
         looks = [view.look(image, gsd_m) for view in self.tta.views]
         if self.tta_order == TTA_PER_MODEL:
-            return self._views_then_members(looks, image.shape[-2:])
-        return self._members_then_views(looks, image.shape[-2:])
+            return self._views_then_members(looks, image.shape[-2:], on_run)
+        return self._members_then_views(looks, image.shape[-2:], on_run)
 
-    def _views_then_members(self, looks: list[Look], size: torch.Size) -> Prediction:
+    def _views_then_members(
+        self, looks: list[Look], size: torch.Size, on_run: Callable[[], None]
+    ) -> Prediction:
         mean = PredictionMean()
         for batches in self._batches:
             own = PredictionMean(self.tta.geometric_agl)
             for view, prediction in batches.predict(looks):
                 own.add(self.tta.views[view].bring_back(prediction, size))
+                on_run()
             mean.add(own.result())
         return mean.result()
 
-    def _members_then_views(self, looks: list[Look], size: torch.Size) -> Prediction:
+    def _members_then_views(
+        self, looks: list[Look], size: torch.Size, on_run: Callable[[], None]
+    ) -> Prediction:
         of_views = [PredictionMean() for _ in looks]
         for batches in self._batches:
             for view, prediction in batches.predict(looks):
                 of_views[view].add(self.tta.views[view].bring_back(prediction, size))
+                on_run()
         mean = PredictionMean(self.tta.geometric_agl)
         for of_view in of_views:
             mean.add(of_view.result())

@@ -16,12 +16,14 @@ from torch import Tensor
 from geopose.errors import GeoposeError, RunError, StorageError
 from geopose.inference.background import Background
 from geopose.inference.crew import Crew, WorkReport
+from geopose.inference.ensemble import PoseEnsemble, do_nothing
 from geopose.inference.outputs import Outputs, Stored
 from geopose.inference.pace import Pace
 from geopose.inference.plan import Task
+from geopose.inference.progress import Headway
 from geopose.inference.reader import Decoded, Reader
 from geopose.inference.transfer import Transfer
-from geopose.inference.tta import Prediction, Predictor
+from geopose.inference.tta import Prediction
 from geopose.output.writer import to_centimetres
 
 _WRITERS = {"cpu": 1, "cuda": 3}  # threads; one 2048 x 2048 map takes a core 0.05 s
@@ -41,7 +43,7 @@ class Pipeline:
 
     def __init__(
         self,
-        ensemble: Predictor | None,
+        ensemble: PoseEnsemble | None,
         device: torch.device,
         reader: Reader,
         outputs: Outputs,
@@ -91,24 +93,30 @@ class Pipeline:
             if first.task.predict:
                 self._outputs.discard(first)
             report.failed.append((first.name, first.problem))
-            crew.settle()
+            Headway(crew, 1, 0).finish()
         elif first.task.predict:
             self._pace.before(self._reader.wait_s, self._writers.wait_s)
-            arrived = self._predict(batch)
+            if self._ensemble is None:
+                raise ValueError("nothing to predict with")
+            headway = Headway(crew, len(batch), self._ensemble.runs)
+            arrived = self._predict(self._ensemble, batch, headway)
             self._pace.after()
             for item, image in enumerate(batch):
-                self._writers.put(self._write_job(image, item, arrived, crew, report))
+                self._writers.put(self._write_job(image, item, arrived, headway, report))
         else:
+            headway = Headway(crew, len(batch), 0)
             for image in batch:
-                self._writers.put(self._draw_job(image, crew, report))
+                self._writers.put(self._draw_job(image, headway, report))
 
-    def _predict(self, batch: list[Decoded]) -> Callable[[], list[Tensor]]:
+    def _predict(
+        self, ensemble: PoseEnsemble, batch: list[Decoded], headway: Headway
+    ) -> Callable[[], list[Tensor]]:
         """Starts predicting a batch; the returned function gives what `Stored` holds, N of each."""
-        if self._ensemble is None:
-            raise ValueError("nothing to predict with")
         pixels = self._transfer.upload([image.rgb for image in batch if image.rgb is not None])
         gsd_m = torch.tensor([[image.task.record.gsd_m] for image in batch])
-        prediction = predict(self._ensemble, pixels, gsd_m.to(self._device), self._batch_size)
+        prediction = predict(
+            ensemble, pixels, gsd_m.to(self._device), self._batch_size, headway.step
+        )
         heights = to_centimetres(prediction.agl_m)
         flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
         return self._transfer.download([heights.agl_cm, heights.misfits, flow])
@@ -118,7 +126,7 @@ class Pipeline:
         image: Decoded,
         item: int,
         arrived: Callable[[], list[Tensor]],
-        crew: Crew,
+        headway: Headway,
         report: WorkReport,
     ) -> Callable[[], None]:
         def write() -> None:
@@ -128,28 +136,34 @@ class Pipeline:
                     report.predicted += 1
             except StorageError as error:
                 report.failed.append((image.name, str(error)))
-            crew.settle()
+            headway.finish()
 
         return write
 
-    def _draw_job(self, image: Decoded, crew: Crew, report: WorkReport) -> Callable[[], None]:
+    def _draw_job(self, image: Decoded, headway: Headway, report: WorkReport) -> Callable[[], None]:
         def draw() -> None:
             self._outputs.draw(image)
             with self._counting:
                 report.drawn += 1
-            crew.settle()
+            headway.finish()
 
         return draw
 
 
-def predict(ensemble: Predictor, pixels: Tensor, gsd_m: Tensor, batch_size: int) -> Prediction:
+def predict(
+    ensemble: PoseEnsemble,
+    pixels: Tensor,
+    gsd_m: Tensor,
+    batch_size: int,
+    on_run: Callable[[], None] = do_nothing,
+) -> Prediction:
     """Calls an ensemble; a lack of memory becomes an error that the user can act on.
 
     Raises:
         RunError: out of memory.
     """
     try:
-        return ensemble(pixels, gsd_m)
+        return ensemble(pixels, gsd_m, on_run)
     except torch.OutOfMemoryError as error:
         count, _, height, width = pixels.shape
         fewer = f"inference.batch_size below {batch_size}, " if batch_size > 1 else ""

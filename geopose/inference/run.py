@@ -23,6 +23,7 @@ from geopose.inference.build import build_ensemble, numerics
 from geopose.inference.claim import Claim
 from geopose.inference.config import InferenceConfig
 from geopose.inference.crew import Crew, WorkReport
+from geopose.inference.ensemble import PoseEnsemble
 from geopose.inference.folders import SubmissionFolder
 from geopose.inference.manifest import Journal, Manifest
 from geopose.inference.outputs import Outputs
@@ -32,7 +33,6 @@ from geopose.inference.precision import warn_of_precision
 from geopose.inference.progress import Progress
 from geopose.inference.reader import Reader
 from geopose.inference.settings import describe_settings, difference, hash_checkpoints
-from geopose.inference.tta import Predictor
 from geopose.output.archive import members_fingerprint, write_archive
 from geopose.output.stamp import FileStamp
 from geopose.output.writer import output_names
@@ -109,7 +109,7 @@ def _run(
     reader = Reader(_decoders(config, plan, crew)) if works else None
     try:
         report = WorkReport()
-        ensemble: Predictor | None = None
+        ensemble: PoseEnsemble | None = None
         if works:
             try:
                 ensemble = _load(config, plan, device, crew.size)
@@ -140,7 +140,7 @@ def _decoders(config: InferenceConfig, plan: Plan, crew: Crew) -> int:
 
 def _load(
     config: InferenceConfig, plan: Plan, device: torch.device, processes: int
-) -> Predictor | None:
+) -> PoseEnsemble | None:
     """The models, if any image needs them, sure to compute as the leader's do."""
     if not plan.predicts:
         return None
