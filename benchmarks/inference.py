@@ -35,15 +35,16 @@ from tqdm import tqdm
 
 from benchmarks.models import count, shipped_model
 from benchmarks.scaling import make_checkpoint, make_data
-from geopose.checkpoints.files import load_checkpoint, save_checkpoint
+from geopose.checkpoints.formats.pth import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model
-from geopose.data.io import read_agl_cm, read_rgb
+from geopose.data.heights import read_agl_cm
 from geopose.data.layout import read_split
-from geopose.devices import allow_tf32, has_native_bf16
+from geopose.data.rgb import read_rgb
 from geopose.distributed import local_device
-from geopose.inference.ensemble import Member
-from geopose.inference.tta import Tta
+from geopose.inference.predict.ensemble import Member
+from geopose.inference.predict.tta import Tta
 from geopose.output.writer import to_centimetres, write_prediction
+from geopose.system.devices import allow_tf32, has_native_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "plain loop"

@@ -30,7 +30,7 @@ from geopose.augment.build import LEVELS, build_augmentation  # noqa: E402
 from geopose.data.convert import convert_directory  # noqa: E402
 from geopose.data.dataset import GeoposeDataset  # noqa: E402
 from geopose.data.layout import read_split  # noqa: E402
-from geopose.data.sample_city.writer import write_dataset  # noqa: E402
+from geopose.sample_city.writer import write_dataset  # noqa: E402
 
 
 def make_directories(root: Path, data_dir: Path | None, size: int) -> dict[str, Path]:

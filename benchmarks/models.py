@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-from geopose.data.io import atomic_path
+from geopose.files.atomic import atomic_path
 from geopose.models.build import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from geopose.cores import usable_cores  # noqa: E402
+from geopose.system.cores import usable_cores  # noqa: E402
 
 TOLERANCE = 0.005
 COLUMNS = ("metrics/mean_r2", "metrics/agl_r2", "metrics/vflow_r2")

@@ -27,8 +27,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from geopose.checkpoints.files import save_checkpoint
-from geopose.data.io import write_png
+from geopose.checkpoints.formats.pth import save_checkpoint
+from geopose.data.rgb import write_png
 from geopose.models.build import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,10 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser
-from geopose.data.io import CM_PER_M, NODATA_CM, atomic_path, read_agl_cm, read_vflow
+from geopose.data.heights import CM_PER_M, NODATA_CM, read_agl_cm
+from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
+from geopose.files.atomic import atomic_path
+from geopose.files.writable import check_file_target
 from geopose.metrics import ERROR_NAMES, ScoreAccumulator
-from geopose.targets import check_file_target
 
 logger = logging.getLogger(__name__)
 

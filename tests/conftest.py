@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from geopose.data.convert import convert_directory
-from geopose.data.sample_city.writer import write_dataset
-from geopose.torchvision_shim import ensure_torchvision
+from geopose.sample_city.writer import write_dataset
+from geopose.system.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()  # before a test module imports timm
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from geopose.construct import plain
 from geopose.data.dataset import GeoposeDataset
-from geopose.training.loaders import build_loaders
-from geopose.training.resources import Resources
+from geopose.training.data.loaders import build_loaders
+from geopose.training.data.resources import Resources
 from tests.training_run import composed, tiny_overrides
 
 EPOCHS = 50

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.errors import InputError
 from tests.tiny_run import model_config, tiny_payload

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from geopose.checkpoints.export import write_network
-from geopose.checkpoints.files import load_checkpoint, save_checkpoint
+from geopose.checkpoints.formats.pth import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.checkpoints.weights import mean_weights
 from geopose.errors import InputError, RunError

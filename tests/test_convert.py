@@ -11,7 +11,7 @@ import pytest
 
 from geopose.cli import run_command
 from geopose.data.convert import main
-from geopose.data.io import read_rgb, write_j2k
+from geopose.data.rgb import read_rgb, write_j2k
 from tests.tiny_data import REALDATA, smooth_rgb, write_data_dir
 
 TILES = REALDATA / "autzen_geopose_tiles"

@@ -7,8 +7,8 @@ import pytest
 import torch.distributed as dist
 
 from geopose.errors import InputError, RunError
-from geopose.inference.crew import Crew, WorkReport
-from geopose.inference.launch import Silence
+from geopose.inference.workers.coordinator import Crew, WorkReport
+from geopose.inference.workers.launch import Silence
 
 
 def crew_of(size: int, lost: dict[int, str] | None = None) -> list[Crew]:

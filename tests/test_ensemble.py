@@ -9,8 +9,8 @@ from geopose import keys
 from geopose.checkpoints.load import LoadedModel
 from geopose.data.dataset import normalize_image
 from geopose.errors import InputError
-from geopose.inference.ensemble import Member, PoseEnsemble
-from geopose.inference.tta import Prediction, Tta
+from geopose.inference.predict.ensemble import Member, PoseEnsemble
+from geopose.inference.predict.tta import Prediction, Tta
 
 
 class Recorder(nn.Module):

@@ -12,7 +12,8 @@ import pytest
 import tifffile
 
 from geopose.cli import run_command
-from geopose.data.io import write_agl_cm, write_vflow
+from geopose.data.heights import write_agl_cm
+from geopose.data.vflow import write_vflow
 from geopose.evaluation import evaluate, format_table, main
 from geopose.metrics import ScoreAccumulator
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from geopose.checkpoints import download as downloads
-from geopose.checkpoints.download import Patience
-from geopose.checkpoints.fetch import Source, cached_path, fetch, fetch_all
+from geopose.checkpoints.remote import download as downloads
+from geopose.checkpoints.remote.download import Patience
+from geopose.checkpoints.remote.fetch import Source, cached_path, fetch, fetch_all
 from geopose.errors import InputError, RunError
 from tests.file_server import FileServer, cut_off, ranges, silence, stall, status, whole
 
@@ -266,7 +266,9 @@ def test_a_cache_that_cannot_be_written_to(tmp_path: Path, monkeypatch) -> None:
 
 def test_many_at_once_download_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, results = threading.Semaphore(0), []
-    monkeypatch.setattr("geopose.checkpoints.fetch.logger.info", lambda *_: waiting.release())
+    monkeypatch.setattr(
+        "geopose.checkpoints.remote.fetch.logger.info", lambda *_: waiting.release()
+    )
 
     def answer(request):
         for _ in range(3):  # until the three others have been seen to wait

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from geopose.checkpoints.fetch import Source
+from geopose.checkpoints.remote.fetch import Source
 from geopose.errors import InputError
 from geopose.inference.config import load_config
 from tests.tiny_run import ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from geopose.data.io import write_agl_cm
+from geopose.data.heights import write_agl_cm
 from geopose.data.layout import (
     DATA_DIR_VARIABLE,
     agl_name,

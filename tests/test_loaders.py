@@ -11,8 +11,8 @@ import torch
 from geopose.construct import plain
 from geopose.errors import InputError
 from geopose.training.check import check_config
-from geopose.training.loaders import build_loaders
-from geopose.training.resources import Resources
+from geopose.training.data.loaders import build_loaders
+from geopose.training.data.resources import Resources
 from tests.training_run import composed, tiny_overrides
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,9 @@ from geopose import keys
 from geopose.checkpoints.info import describe
 from geopose.cli import run_command
 from geopose.construct import plain
-from geopose.data.io import read_agl_m, read_rgb, read_vflow
+from geopose.data.heights import read_agl_m
+from geopose.data.rgb import read_rgb
+from geopose.data.vflow import read_vflow
 from geopose.inference.command import submit
 from geopose.models.build import build_model
 from geopose.models.geopose_unet import GeoposeUNetModel

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from geopose.checkpoints.__main__ import main
-from geopose.checkpoints.files import save_checkpoint
+from geopose.checkpoints.formats.pth import save_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
-from geopose.data.io import read_agl_m, read_vflow
+from geopose.data.heights import read_agl_m
+from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.inference.command import submit
 from tests.tiny_run import tiny_payload, write_checkpoint, write_config, write_split

@@ -10,13 +10,13 @@ import torch
 
 from geopose import keys
 from geopose.cli import run_command
-from geopose.data.io import read_agl_m
+from geopose.data.heights import read_agl_m
 from geopose.errors import InputError, RunError
-from geopose.inference import backends, openvino_network
-from geopose.inference.backends import prepare, resolve_backend, takes
 from geopose.inference.command import submit
-from geopose.inference.openvino_network import OpenVinoNetwork, has_openvino
-from geopose.inference.precision import resolve_precision
+from geopose.inference.engines import backends, openvino_engine
+from geopose.inference.engines.backends import prepare, resolve_backend, takes
+from geopose.inference.engines.openvino_engine import OpenVinoNetwork, has_openvino
+from geopose.inference.engines.precision import resolve_precision
 from tests.test_simplify import VARIANTS, answers, network
 from tests.tiny_run import ROOT, SIZES, write_checkpoint, write_config, write_split
 
@@ -67,7 +67,7 @@ def test_a_network_is_converted_once(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         first = answers(OpenVinoNetwork(model, "fp32"), 1, 3, 64, 64)
     assert "converting" in caplog.text
-    monkeypatch.setattr(openvino_network, "_convert", lambda *_: pytest.fail("converted once more"))
+    monkeypatch.setattr(openvino_engine, "_convert", lambda *_: pytest.fail("converted once more"))
     again = answers(OpenVinoNetwork(model, "fp32"), 1, 3, 64, 64)
     for key, value in first.items():
         torch.testing.assert_close(again[key], value, atol=0, rtol=0)
@@ -91,7 +91,7 @@ def test_layers_that_differ_in_a_number_only_are_other_networks():
     for gain in (1.0, 10.0):
         model = network("published b6")
         model.agl_head.output_gain = gain
-        names.add(openvino_network._digest(model))
+        names.add(openvino_engine._digest(model))
     assert len(names) == 2
 
 
@@ -161,7 +161,7 @@ def test_what_openvino_does_not_know_runs_without_it(monkeypatch, caplog):
     def refuse(*_: object) -> None:
         raise RuntimeError("no such\noperation")
 
-    monkeypatch.setattr(openvino_network, "_convert", refuse)
+    monkeypatch.setattr(openvino_engine, "_convert", refuse)
     model = network("published b6")
     prepared = prepare(model, "openvino", "fp32")
     assert not isinstance(prepared, OpenVinoNetwork)
@@ -176,8 +176,8 @@ def test_what_openvino_does_not_know_runs_without_it(monkeypatch, caplog):
 
 @needs_openvino
 def test_a_graph_that_answers_differently_is_not_used(tmp_path, monkeypatch, caplog):
-    convert, other = openvino_network._convert, network("published b6", seed=1)
-    monkeypatch.setattr(openvino_network, "_convert", lambda _: convert(other))
+    convert, other = openvino_engine._convert, network("published b6", seed=1)
+    monkeypatch.setattr(openvino_engine, "_convert", lambda _: convert(other))
     prepared = prepare(network("published b6"), "openvino", "fp32")
     assert not isinstance(prepared, OpenVinoNetwork)
     assert "going on without it: RunError: answers differ by" in caplog.text
@@ -210,7 +210,7 @@ def test_backends_by_device(monkeypatch):
 @needs_openvino
 def test_nothing_is_reported_to_anyone():
     code = (
-        "import sys; from geopose.inference.openvino_network import _openvino; _openvino(); "
+        "import sys; from geopose.inference.engines.openvino_engine import _openvino; _openvino(); "
         "import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
     )
     done = subprocess.run(
@@ -252,7 +252,7 @@ def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, caplog
 
 SIGNAL = """
 import gc, signal
-from geopose.inference.openvino_network import OpenVinoNetwork
+from geopose.inference.engines.openvino_engine import OpenVinoNetwork
 from tests.test_simplify import answers, network
 for seed in range(3):
     answers(OpenVinoNetwork(network("published b6", seed), "bf16"), 1, 3, 64, 64)

@@ -10,7 +10,8 @@ from timm.optim import list_optimizers
 from torch import nn
 
 from geopose.errors import InputError
-from geopose.training.optim import build_optimizer, build_scheduler, load_state
+from geopose.training.optim import build_optimizer, build_scheduler
+from geopose.training.resume.position import load_optimizer
 from tests.training_run import composed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -121,7 +122,7 @@ def test_a_state_of_before_updates_were_fused_goes_on_in_fp16(name: str) -> None
     loss(model).backward()
     before.step()
     optimizer = build_optimizer(model, optimizer_config(name), processes=1)
-    load_state(optimizer, before.state_dict())
+    load_optimizer(optimizer, before.state_dict())
     scaler = torch.amp.GradScaler("cpu")
     optimizer.zero_grad()
     scaler.scale(loss(model)).backward()

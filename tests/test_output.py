@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from geopose.cli import run_command
-from geopose.data.io import read_agl_cm, read_rgb, read_vflow, write_agl_cm
+from geopose.data.heights import read_agl_cm, write_agl_cm
+from geopose.data.rgb import read_rgb
+from geopose.data.vflow import read_vflow
 from geopose.errors import RunError, StorageError
+from geopose.files.stamp import FileStamp
 from geopose.output import compare
 from geopose.output.archive import write_archive
 from geopose.output.preview import Pose, PreviewRow, draw_preview, save_visualization
-from geopose.output.stamp import FileStamp
 from geopose.output.writer import check_misfits, to_centimetres, write_prediction
 from tests.tiny_run import SIZES, write_split
 

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from geopose import keys
-from geopose.checkpoints.files import LABELS_CONVERTED
+from geopose.checkpoints.formats.pth import LABELS_CONVERTED
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
 from geopose.data.dataset import normalize_image
-from geopose.data.io import read_agl_m, read_rgb, read_vflow
+from geopose.data.heights import read_agl_m
+from geopose.data.rgb import read_rgb
+from geopose.data.vflow import read_vflow
 from geopose.inference.command import submit
 from geopose.inference.config import load_config
 from tests.tiny_run import ROOT, tiny_payload, write_config, write_split

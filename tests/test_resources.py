@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from geopose.errors import InputError
-from geopose.training import resources
+from geopose.training.data import resources
+from geopose.training.data.resources import Resources, choose_resources
 from geopose.training.precision import resolve_precision
-from geopose.training.resources import Resources, choose_resources
 
 NATIVE, NONE = {"avx512_bf16": True}, {"avx512_bf16": False, "amx_bf16": False}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from geopose.checkpoints import files
-from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.formats import pth
+from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.errors import InputError
-from geopose.training import resume
-from geopose.training.callbacks import ScoreCallback
+from geopose.training.callbacks.score import ScoreCallback
+from geopose.training.resume import position
 from geopose.training.runner import GeoposeRunner
 from tests.forked_run import kill_at_call, run_forked
 from tests.training_run import tiny_overrides, train, weights
@@ -45,8 +45,8 @@ KILLS: dict[str, tuple[Any, str, int]] = {
     "in the middle of an accumulation": (GeoposeRunner, "handle_batch", 4),
     "second epoch": (GeoposeRunner, "handle_batch", 10 + 3),
     "in validation": (ScoreCallback, "on_batch_end", 9),
-    "between best and last checkpoint": (resume, "_write_last", 5),
-    "in the middle of a save": (files, "_to_disk", 9),
+    "between best and last checkpoint": (position, "_write_last", 5),
+    "in the middle of a save": (pth, "_to_disk", 9),
 }
 
 

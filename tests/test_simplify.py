@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geopose import keys
-from geopose.inference.backends import Compiled, prepare
-from geopose.inference.precision import resolve_precision, set_precision
+from geopose.inference.engines.backends import Compiled, prepare
+from geopose.inference.engines.precision import resolve_precision, set_precision
 from geopose.models import fused, strips, winograd
 from geopose.models.blocks import GsdConv, ResidualDeconvolution, conv3x3
 from geopose.models.build import build_model
@@ -275,7 +275,7 @@ def test_precision_is_what_the_device_can_do(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [resolve_precision(p, cpu) for p in ("auto", "tf32", "fp16")] == ["fp32"] * 3
     for native in (True, False):
-        monkeypatch.setattr("geopose.inference.precision.has_native_bf16", lambda _: native)  # noqa: B023
+        monkeypatch.setattr("geopose.inference.engines.precision.has_native_bf16", lambda _: native)  # noqa: B023
         assert resolve_precision("bf16", cpu) == ("bf16" if native else "fp32")
         assert resolve_precision("bf16", gpu) == ("bf16" if native else "tf32")
     assert [resolve_precision(p, gpu) for p in ("auto", "fp32", "fp16")] == ["tf32", "fp32", "fp16"]
@@ -300,7 +300,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(message, monkeypatch, caplog):
 
 FAULTS = """
 import resource, torch
-from geopose.allocator import keep_freed_memory
+from geopose.system.memory import keep_freed_memory
 if keep_freed_memory():
     def faults(count):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -322,7 +322,7 @@ def said_with_glibc(code: str) -> str:
 
 LARGE_PAGES = """
 import resource
-from geopose.allocator import keep_freed_memory
+from geopose.system.memory import keep_freed_memory
 if keep_freed_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     bytearray(500_000_000)
@@ -341,7 +341,7 @@ def test_memory_comes_in_large_pages():
 LIMITED = """
 import resource
 from pathlib import Path
-from geopose.allocator import keep_freed_memory
+from geopose.system.memory import keep_freed_memory
 half = resource.getpagesize() * __import__("os").sysconf("SC_PHYS_PAGES") // 2
 resource.setrlimit(resource.RLIMIT_AS, (4 * half, resource.RLIM_INFINITY))
 used = lambda: int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -16,14 +16,14 @@ import torch.distributed as dist
 from timm.layers import create_conv2d
 from torch import Tensor, nn
 
-from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.checkpoints.load import load_model
-from geopose.data.io import read_agl_m, write_agl_cm
+from geopose.data.heights import read_agl_m, write_agl_cm
 from geopose.errors import RunError
 from geopose.models.heads import BasicOrientationScaleHead
-from geopose.training import steps
+from geopose.training.callbacks import step
+from geopose.training.callbacks.step import OptimizerCallback
 from geopose.training.precision import Precision, resolve_precision
-from geopose.training.steps import OptimizerCallback
 from geopose.training.sync_bn import BatchNormAct2d, synchronise_batchnorm
 from tests.forked_run import fork, run_forked
 from tests.training_run import score_of, tiny_overrides, train
@@ -147,7 +147,7 @@ def _spoil(calls: set[int], what: str) -> Callable[[int], None]:
     def prepare(rank: int) -> None:
         if rank != int(os.environ.get("WORLD_SIZE", "1")) - 1:
             return
-        original, count = steps.mixed_loss, [0]
+        original, count = step.mixed_loss, [0]
 
         def spoiled(criterion: Any, batch: Any) -> dict[str, Tensor]:
             losses = original(criterion, batch)
@@ -160,7 +160,7 @@ def _spoil(calls: set[int], what: str) -> Callable[[int], None]:
                         value.register_hook(lambda gradient: gradient * math.inf)
             return losses
 
-        steps.mixed_loss = spoiled  # type: ignore[assignment]
+        step.mixed_loss = spoiled  # type: ignore[assignment]
 
     return prepare
 

@@ -12,9 +12,11 @@ import torch
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
 from geopose.data.dataset import normalize_image
-from geopose.data.io import read_agl_m, read_rgb, read_vflow, write_png
+from geopose.data.heights import read_agl_m
+from geopose.data.rgb import read_rgb, write_png
+from geopose.data.vflow import read_vflow
 from geopose.inference.command import submit
-from geopose.inference.ensemble import PoseEnsemble
+from geopose.inference.predict.ensemble import PoseEnsemble
 from tests.tiny_run import SIZES, tiny_payload, write_checkpoint, write_config, write_split
 
 NAMES = [f"ABC_{number:03d}" for number in range(len(SIZES))]
@@ -256,7 +258,7 @@ def test_bad_configs_end_with_one_line_and_leave_nothing(
     text, expected = BAD_CONFIGS[name]
     monkeypatch.setenv("GEOPOSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("geopose.checkpoints.download.time.sleep", lambda _: None)
+    monkeypatch.setattr("geopose.checkpoints.remote.download.time.sleep", lambda _: None)
     (tmp_path / "garbage.pth").write_bytes(b"garbage" * 100)
     if "MISFIT" in text:
         payload = tiny_payload()

@@ -83,7 +83,7 @@ from pathlib import Path
 import torch
 from geopose.cli import run_command
 from geopose.inference import command
-from geopose.inference.ensemble import PoseEnsemble
+from geopose.inference.predict.ensemble import PoseEnsemble
 
 forward, happened = PoseEnsemble.forward, Path(__file__).with_name("happened")
 

@@ -19,12 +19,16 @@ import tifffile
 import torch
 
 from geopose.cli import run_command
-from geopose.data.io import read_agl_m, read_vflow, write_png
-from geopose.inference import claim, dry_run, reader, run
+from geopose.data.heights import read_agl_m
+from geopose.data.rgb import write_png
+from geopose.data.vflow import read_vflow
+from geopose.files import lock
+from geopose.inference import dry_run, run
 from geopose.inference.command import submit
-from geopose.inference.crew import Crew
-from geopose.inference.ensemble import Member, PoseEnsemble
-from geopose.inference.progress import IMAGE
+from geopose.inference.pipeline import decode
+from geopose.inference.pipeline.progress import IMAGE
+from geopose.inference.predict.ensemble import Member, PoseEnsemble
+from geopose.inference.workers.coordinator import Crew
 from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
 SIZES = ((40, 48), (40, 48), (32, 32), (48, 40), (40, 48), (32, 32))
@@ -53,7 +57,7 @@ def job(finished, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from geopose.inference.claim import Claim
+from geopose.files.lock import Claim
 claim = Claim(Path(sys.argv[1]))
 print("claimed", flush=True)
 sys.stdin.read()
@@ -248,7 +252,7 @@ def fail_to_write(monkeypatch, at: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, *arguments, **options)
 
-    monkeypatch.setattr("geopose.data.io.tifffile.imwrite", full)
+    monkeypatch.setattr("geopose.data.heights.tifffile.imwrite", full)
 
 
 def assert_only_whole_files(job: Job) -> set[str]:
@@ -326,7 +330,7 @@ def test_leftovers_of_a_killed_run_are_removed(job):
 
 def test_a_decoding_process_that_is_killed_is_said(job, monkeypatch, capsys):
     shutil.rmtree(job.out)
-    monkeypatch.setattr(reader, "read_rgb", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(decode, "read_rgb", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     assert job.run("inference.num_workers=1") == 1
     assert "a process that decodes images was killed" in capsys.readouterr().err.splitlines()[-1]
 
@@ -415,4 +419,4 @@ def test_a_second_run_in_a_folder_is_kept_out(job):
     first.kill()
     first.wait()
     assert job.redone("--force") == set(NAMES)
-    assert not (job.out / claim.NAME).exists()
+    assert not (job.out / lock.NAME).exists()

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-from geopose.torchvision_shim import ensure_torchvision
+from geopose.system.torchvision_shim import ensure_torchvision
 assert ensure_torchvision() == ensure_torchvision() != "absent"
 import torchvision, timm, pytorch_toolbelt.modules, catalyst.dl
 """

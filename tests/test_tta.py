@@ -6,7 +6,7 @@ import torch
 
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, angle_to_vector
-from geopose.inference.tta import TTA_MODES, Prediction, Tta
+from geopose.inference.predict.tta import TTA_MODES, Prediction, Tta
 
 SYMMETRY_MODES = [None, "fliplr", "flips", "d2", "d4"]
 VIEW_COUNTS = {None: 1, "fliplr": 2, "flips": 3, "d2": 4, "d4": 8, "ms": 3, "d4-ms": 24}

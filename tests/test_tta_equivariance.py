@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from geopose.inference.ensemble import TTA_ORDERS, PoseEnsemble
-from geopose.inference.tta import TTA_MODES, Prediction, Tta
+from geopose.inference.predict.ensemble import TTA_ORDERS, PoseEnsemble
+from geopose.inference.predict.tta import TTA_MODES, Prediction, Tta
 
 MODES = [mode for mode in TTA_MODES if mode is not None]
 NAMES = [None, *MODES, *(f"{mode}-gmean" for mode in MODES)]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geopose.inference.batches import ViewBatches
-from geopose.inference.ensemble import PoseEnsemble
-from geopose.inference.residence import Residence
-from geopose.inference.tta import Prediction, Tta
+from geopose.inference.predict.ensemble import PoseEnsemble
+from geopose.inference.predict.tta import Prediction, Tta
+from geopose.inference.predict.view_batches import ViewBatches
+from geopose.inference.predict.weight_offload import Residence
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from geopose.training import wait
-from geopose.training.wait import DataWaitCallback, TimedLoader
+from geopose.training.data import data_wait
+from geopose.training.data.data_wait import DataWaitCallback, TimedLoader
 from tests.training_run import train
 
 
@@ -39,7 +39,7 @@ class _Slow(Dataset[int]):
 
 def test_reading_counts_and_computing_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = _Clock()
-    monkeypatch.setattr(wait, "time", clock)
+    monkeypatch.setattr(data_wait, "time", clock)
     loader = TimedLoader(_Slow(clock), batch_size=1)
     callback, runner = DataWaitCallback(), SimpleNamespace(is_train_loader=True, loader=loader)
     runner.epoch_metrics = {"_epoch_": {}}

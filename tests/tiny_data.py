@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.data.io import write_agl_cm, write_j2k, write_png, write_vflow
+from geopose.data.heights import write_agl_cm
 from geopose.data.layout import agl_name, vflow_name
+from geopose.data.rgb import write_j2k, write_png
+from geopose.data.vflow import write_vflow
 
 REALDATA = Path(__file__).resolve().parents[1] / "../shared/realdata"
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from geopose.checkpoints.files import save_checkpoint
-from geopose.data.io import write_j2k, write_png
+from geopose.checkpoints.formats.pth import save_checkpoint
+from geopose.data.rgb import write_j2k, write_png
 from geopose.models.build import build_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geopose.checkpoints.export import WRITERS, check_target, write_network
-from geopose.checkpoints.fetch import Source, fetch, fetch_all, file_sha256, is_url
-from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model, read_facts
+from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
 from geopose.cli import ArgumentParser, run_command
 from geopose.errors import InputError
 from geopose.inference.config import load_config

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from geopose.checkpoints.files import ONNX, save_checkpoint
+from geopose.checkpoints.formats.pth import ONNX, save_checkpoint
+from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
+from geopose.checkpoints.formats.safetensors_file import write_safetensors
 from geopose.checkpoints.load import LoadedModel
-from geopose.checkpoints.safetensors_file import SUFFIX as SAFETENSORS
-from geopose.checkpoints.safetensors_file import write_safetensors
 from geopose.errors import InputError
-from geopose.targets import check_file_target
+from geopose.files.writable import check_file_target
 
 _Writer = Callable[[Path, LoadedModel, Mapping[str, Any]], None]
 
@@ -25,7 +25,9 @@ def _write_safetensors(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]
 
 
 def _write_onnx(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
-    from geopose.checkpoints.onnx import export_onnx  # takes a second, and is rarely needed
+    from geopose.checkpoints.formats.onnx_file import (
+        export_onnx,  # takes a second, and is rarely needed
+    )
 
     export_onnx(path, loaded, facts)
 

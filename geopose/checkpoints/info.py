@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from geopose.checkpoints.facts import downsample_of
-from geopose.checkpoints.fetch import file_sha256
-from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.formats.facts import downsample_of
+from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.checkpoints.load import read_facts
+from geopose.checkpoints.remote.fetch import file_sha256
 from geopose.construct import TARGET
 from geopose.models.build import model_slug
 from geopose.models.legacy import current_model_config

@@ -8,14 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geopose.checkpoints.facts import LABELS_CONVERTED, downsample_of, facts_of
-from geopose.checkpoints.files import ONNX, check_config, load_checkpoint
-from geopose.checkpoints.weights import (
-    check_fit,
-    current_names,
-    load_weights_strict,
-    mean_weights,
-)
+from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, facts_of
+from geopose.checkpoints.formats.pth import ONNX, check_config, load_checkpoint
+from geopose.checkpoints.weights import check_fit, current_names, load_weights_strict, mean_weights
 from geopose.errors import InputError
 from geopose.models.build import build_model
 from geopose.models.legacy import current_model_config
@@ -80,7 +75,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What a checkpoint says about itself (see `facts_of`); its weights stay on disk."""
     if path.suffix != ONNX:
         return facts_of(load_checkpoint(path), str(path))
-    from geopose.checkpoints.onnx import read_onnx_facts  # takes a second, and is rarely needed
+    from geopose.checkpoints.formats.onnx_file import (
+        read_onnx_facts,  # takes a second, and is rarely needed
+    )
 
     facts = read_onnx_facts(path)
     check_config(facts, path)
@@ -89,7 +86,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _onnx_network(path: Path) -> nn.Module:
-    from geopose.checkpoints.onnx import OnnxNetwork
+    from geopose.checkpoints.formats.onnx_file import OnnxNetwork
 
     return OnnxNetwork(path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from geopose.checkpoints.files import is_mapped, load_checkpoint
+from geopose.checkpoints.formats.pth import is_mapped, load_checkpoint
 from geopose.errors import InputError
 from geopose.models.legacy import rename_state_dict
 

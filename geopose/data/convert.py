@@ -17,8 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser, positive_int
-from geopose.cores import usable_cores
-from geopose.data.io import image_size, partial_files, read_agl_cm, read_rgb, write_png, write_raw
+from geopose.data.heights import read_agl_cm
+from geopose.data.image_size import image_size
 from geopose.data.layout import (
     DATA_DIR_VARIABLE,
     IMAGE_SUFFIXES,
@@ -29,8 +29,11 @@ from geopose.data.layout import (
     picture_file,
     resolve_data_dir,
 )
-from geopose.data.raw import RAW_SUFFIX
+from geopose.data.raw import RAW_SUFFIX, write_raw
+from geopose.data.rgb import read_rgb, write_png
 from geopose.errors import InputError, RunError
+from geopose.files.atomic import partial_files
+from geopose.system.cores import usable_cores
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,8 +20,10 @@ from torch.utils.data import Dataset
 from geopose import keys
 from geopose.augment.build import Augmentation
 from geopose.augment.spatial import Pixels
-from geopose.data.io import open_agl_m, open_rgb, read_vflow
+from geopose.data.heights import open_agl_m
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
+from geopose.data.rgb import open_rgb
+from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from geopose.data.io import image_size
+from geopose.data.image_size import image_size
 from geopose.data.raw import RAW_SUFFIX
 from geopose.errors import InputError
 

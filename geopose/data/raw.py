@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from geopose.data.decoding import read_bytes
 from geopose.errors import InputError, one_line
+from geopose.files.atomic import atomic_path
 
 RAW_SUFFIX = ".npy"
 RAW_MAGIC = b"\x93NUMPY"
@@ -138,3 +140,28 @@ def open_raw(path: Path | str) -> RawFile:
     if size != expected:
         raise InputError(f"{path}: {size} bytes, {expected} expected; {_REMEDY}")
     return RawFile(path, shape, dtype, offset)
+
+
+def write_raw(path: Path | str, pixels: NDArray) -> None:
+    """Writes H x W x 3 uint8 RGB or H x W uint16 centimetres, of which windows can be read.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if not raw_kind(pixels.dtype, pixels.shape):
+        raise ValueError(f"expected uint8 RGB or uint16 heights, got {pixels.shape} {pixels.dtype}")
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(pixels), version=(1, 0))
+
+
+def is_raw(path: Path) -> bool:
+    """Whether a file's content begins as a raw file's does."""
+    return read_bytes(path, len(RAW_MAGIC)) == RAW_MAGIC
+
+
+def open_raw_of(path: Path, kind: str) -> RawFile:
+    """A raw file that must hold this `kind`; InputError as for `open_raw`."""
+    raw = open_raw(path)
+    if raw.kind != kind:
+        raise InputError(f"{path}: it holds {raw.kind}, expected {kind}; check its name")
+    return raw

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import torch
 
-from geopose.allocator import keep_freed_memory
 from geopose.checkpoints.load import LoadedModel, load_model
-from geopose.devices import allow_tf32
-from geopose.inference.backends import OPENVINO, prepare, resolve_backend, takes
 from geopose.inference.config import InferenceConfig, ModelEntry
-from geopose.inference.ensemble import Member, PoseEnsemble
-from geopose.inference.precision import BF16, FP32, resolve_precision
-from geopose.inference.tta import Tta
+from geopose.inference.engines.backends import OPENVINO, prepare, resolve_backend, takes
+from geopose.inference.engines.precision import BF16, FP32, resolve_precision
+from geopose.inference.predict.ensemble import Member, PoseEnsemble
+from geopose.inference.predict.tta import Tta
+from geopose.system.devices import allow_tf32
+from geopose.system.memory import keep_freed_memory
 
 
 def load_entry(entry: ModelEntry) -> LoadedModel:

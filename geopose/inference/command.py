@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import torch
 
 from geopose import distributed
-from geopose.checkpoints.fetch import fetch_all
+from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
 from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
-from geopose.inference.crew import Crew
 from geopose.inference.dry_run import dry_run
-from geopose.inference.folders import SubmissionFolder
-from geopose.inference.launch import launched_crew, spawned_crew, stop_on_signals
 from geopose.inference.run import RunOptions, run_inference
+from geopose.inference.submission.folder import SubmissionFolder
+from geopose.inference.workers.coordinator import Crew
+from geopose.inference.workers.launch import launched_crew, spawned_crew, stop_on_signals
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from geopose.checkpoints.fetch import Source, is_url
+from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
-from geopose.inference.backends import check_backend
-from geopose.inference.ensemble import TTA_PER_MODEL, check_tta_order
-from geopose.inference.precision import check_precision
-from geopose.inference.tta import Tta
+from geopose.inference.engines.backends import check_backend
+from geopose.inference.engines.precision import check_precision
+from geopose.inference.predict.ensemble import TTA_PER_MODEL, check_tta_order
+from geopose.inference.predict.tta import Tta
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 _SECTIONS: dict[str, set[str]] = {

@@ -10,18 +10,18 @@ from datetime import timedelta
 import torch
 
 from geopose import distributed
-from geopose.cores import usable_cores
-from geopose.data.io import read_rgb
+from geopose.data.rgb import read_rgb
 from geopose.inference.build import build_ensemble, load_entry
 from geopose.inference.config import InferenceConfig
-from geopose.inference.ensemble import held_bytes
-from geopose.inference.launch import use_device
-from geopose.inference.pipeline import predict
-from geopose.inference.plan import Plan, Task
+from geopose.inference.pipeline.device_copy import Transfer
+from geopose.inference.pipeline.pipeline import predict
+from geopose.inference.predict.ensemble import held_bytes
+from geopose.inference.predict.tta import Tta
 from geopose.inference.run import Leader, RunOptions
-from geopose.inference.transfer import Transfer
-from geopose.inference.tta import Tta
+from geopose.inference.submission.plan import Plan, Task
+from geopose.inference.workers.launch import use_device
 from geopose.output.writer import to_centimetres
+from geopose.system.cores import usable_cores
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,27 +15,27 @@ from pathlib import Path
 import torch
 
 from geopose import distributed
-from geopose.cores import usable_cores
 from geopose.data.dataset import warn_unconverted
 from geopose.data.layout import read_split
 from geopose.errors import GeoposeError, RunError
+from geopose.files.lock import Claim
+from geopose.files.stamp import FileStamp
 from geopose.inference.build import build_ensemble, numerics
-from geopose.inference.claim import Claim
 from geopose.inference.config import InferenceConfig
-from geopose.inference.crew import Crew, WorkReport
-from geopose.inference.ensemble import PoseEnsemble
-from geopose.inference.folders import SubmissionFolder
-from geopose.inference.manifest import Journal, Manifest
-from geopose.inference.outputs import Outputs
-from geopose.inference.pipeline import Pipeline
-from geopose.inference.plan import Plan, make_plan
-from geopose.inference.precision import warn_of_precision
-from geopose.inference.progress import Progress
-from geopose.inference.reader import Reader
-from geopose.inference.settings import describe_settings, difference, hash_checkpoints
+from geopose.inference.engines.precision import warn_of_precision
+from geopose.inference.pipeline.decode import Reader
+from geopose.inference.pipeline.pipeline import Pipeline
+from geopose.inference.pipeline.progress import Progress
+from geopose.inference.pipeline.write import Outputs
+from geopose.inference.predict.ensemble import PoseEnsemble
+from geopose.inference.submission.folder import SubmissionFolder
+from geopose.inference.submission.manifest import Journal, Manifest
+from geopose.inference.submission.plan import Plan, make_plan
+from geopose.inference.submission.settings import describe_settings, difference, hash_checkpoints
+from geopose.inference.workers.coordinator import Crew, WorkReport
 from geopose.output.archive import members_fingerprint, write_archive
-from geopose.output.stamp import FileStamp
 from geopose.output.writer import output_names
+from geopose.system.cores import usable_cores
 
 _LOG = logging.getLogger(__name__)
 

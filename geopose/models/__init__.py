@@ -3,7 +3,7 @@
 import importlib
 import warnings
 
-from geopose.torchvision_shim import ensure_torchvision
+from geopose.system.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
 with warnings.catch_warnings():

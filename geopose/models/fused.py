@@ -15,9 +15,9 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geopose.devices import has_native_bf16
 from geopose.models import winograd
 from geopose.models.blocks import GsdConv
+from geopose.system.devices import has_native_bf16
 
 SAME_CONV = "Conv2dSame"  # timm's, which pads by the size of the maps
 # What oneDNN can append to a convolution, by the activation's class.

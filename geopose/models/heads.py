@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geopose.models.blocks import (
-    GsdConv,
-    ResidualDeconvolution,
-    activation_layer,
-    conv3x3,
-    resize,
-)
+from geopose.models.blocks import GsdConv, ResidualDeconvolution, activation_layer, conv3x3, resize
 
 _START_BIAS = 1.0  # keeps the last ReLU alive at the start of training: a dead one never learns
 

@@ -15,10 +15,10 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from geopose.cores import in_order
-from geopose.data.io import atomic_path
 from geopose.errors import RunError
-from geopose.output.stamp import FileStamp
+from geopose.files.atomic import atomic_path
+from geopose.files.stamp import FileStamp
+from geopose.system.cores import in_order
 
 _STORED, _BEST = 0, 9  # gzip levels
 _BLOCK = tarfile.BLOCKSIZE

@@ -10,17 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geopose.cli import ArgumentParser, positive_int, run_command
-from geopose.data.io import read_agl_m, read_rgb, read_vflow
-from geopose.data.layout import (
-    ImageRecord,
-    agl_name,
-    read_split,
-    resolve_data_dir,
-    vflow_name,
-)
+from geopose.data.heights import read_agl_m
+from geopose.data.layout import ImageRecord, agl_name, read_split, resolve_data_dir, vflow_name
+from geopose.data.rgb import read_rgb
+from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
+from geopose.files.writable import check_file_target
 from geopose.output.preview import Pose, PreviewRow, draw_preview
-from geopose.targets import check_file_target
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from geopose.data.io import atomic_path
+from geopose.files.atomic import atomic_path
 from geopose.geometry import angle_to_vector
 
 _DPI = 110

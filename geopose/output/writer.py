@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geopose.data.io import fits_cm, misfit_message, round_cm, write_cm, write_vflow
+from geopose.data.heights import fits_cm, misfit_message, round_cm, write_cm
 from geopose.data.layout import agl_name, vflow_name
+from geopose.data.vflow import write_vflow
 from geopose.errors import RunError, StorageError
 
 

@@ -1,5 +1,5 @@
 """Training: everything between a config and a run directory."""
 
-from geopose.torchvision_shim import ensure_torchvision
+from geopose.system.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()  # timm and catalyst are imported below this package

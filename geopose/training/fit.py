@@ -15,9 +15,7 @@ from catalyst.core.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from geopose.allocator import keep_freed_memory
 from geopose.construct import plain
-from geopose.data.io import atomic_path
 from geopose.distributed import (
     init_from_env,
     is_distributed,
@@ -27,37 +25,35 @@ from geopose.distributed import (
     world_size,
 )
 from geopose.errors import GeoposeError, InputError, RunError
+from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order
-from geopose.training.budget import TimeBudget
-from geopose.training.callbacks import (
-    EarlyStoppingCallback,
-    PanelCallback,
-    ScoreCallback,
-    TimeBudgetCallback,
-)
-from geopose.training.check import check_config, check_loss, check_metrics
-from geopose.training.ema import build_ema
-from geopose.training.interrupt import StopSignal
-from geopose.training.keep import CheckpointCallback
-from geopose.training.loaders import build_loaders, end_workers
-from geopose.training.optim import build_optimizer, build_scheduler
-from geopose.training.precision import Precision
-from geopose.training.reports import MetricsFileCallback, ProgressCallback, SpeedCallback
-from geopose.training.resources import choose_resources
-from geopose.training.resume import STATE
-from geopose.training.run_files import rewind
-from geopose.training.runner import GeoposeRunner, RunParts, build_engine
-from geopose.training.start import LAUNCH_FILE, Start, abandon, choose_start, launch_name
-from geopose.training.steps import (
+from geopose.system.memory import keep_freed_memory
+from geopose.training.callbacks.checkpoint import CheckpointCallback
+from geopose.training.callbacks.panel import PanelCallback
+from geopose.training.callbacks.report import MetricsFileCallback, ProgressCallback, SpeedCallback
+from geopose.training.callbacks.score import ScoreCallback
+from geopose.training.callbacks.step import (
     BackwardCallback,
     LossCallback,
     OptimizerCallback,
     PlateauCallback,
 )
+from geopose.training.callbacks.stop import EarlyStoppingCallback, TimeBudget, TimeBudgetCallback
+from geopose.training.check import check_config, check_loss, check_metrics
+from geopose.training.data.data_wait import DataWaitCallback
+from geopose.training.data.loaders import build_loaders, end_workers
+from geopose.training.data.resources import choose_resources
+from geopose.training.ema import build_ema
+from geopose.training.initial_weights import apply_initial_weights
+from geopose.training.optim import build_optimizer, build_scheduler
+from geopose.training.precision import Precision
+from geopose.training.resume.interrupt import StopSignal
+from geopose.training.resume.position import STATE
+from geopose.training.resume.run_files import rewind
+from geopose.training.runner import GeoposeRunner, RunParts, build_engine
+from geopose.training.start import LAUNCH_FILE, Start, abandon, choose_start, launch_name
 from geopose.training.sync_bn import synchronise_batchnorm
-from geopose.training.transfer import apply_initial_weights
-from geopose.training.wait import DataWaitCallback
 
 logger = logging.getLogger(__name__)
 

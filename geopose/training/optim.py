@@ -95,19 +95,6 @@ def build_optimizer(model: nn.Module, cfg: Mapping[str, Any], processes: int) ->
         raise InputError(f"optimizer.name={cfg['name']}: {error}") from error
 
 
-def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Puts an optimizer where `state` left it; how it computes stays as it was built.
-
-    Args:
-        optimizer: of the same kind and parameters.
-        state: its `state_dict()`, also of a version that did not fuse updates; is changed.
-    """
-    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        if "fused" in saved:
-            saved["fused"] = group["fused"]
-    optimizer.load_state_dict(state)
-
-
 def _cosine(progress: float, low: float) -> float:
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 

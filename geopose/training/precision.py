@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geopose.devices import allow_tf32, has_native_bf16
 from geopose.errors import InputError
+from geopose.system.devices import allow_tf32, has_native_bf16
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from geopose.allocator import release_freed_memory
 from geopose.data.dataset import GeoposeDataset
 from geopose.distributed import gather_objects, is_distributed, rank
 from geopose.errors import Stopped
@@ -40,14 +39,15 @@ from geopose.keys import (
     TARGET_VFLOW_DIRECTION,
 )
 from geopose.losses import LossSum
-from geopose.training.interrupt import StopSignal
-from geopose.training.mixup import mix_batch
+from geopose.system.memory import release_freed_memory
+from geopose.training.callbacks.report import TensorboardLogger
+from geopose.training.data.mixup import mix_batch
+from geopose.training.data.sampler import ResumableSampler
 from geopose.training.precision import Precision
-from geopose.training.reports import TensorboardLogger
-from geopose.training.resume import LAST, restore, snapshot, write_last
-from geopose.training.run_files import TENSORBOARD
-from geopose.training.sampler import ResumableSampler
-from geopose.training.seeding import seed_step
+from geopose.training.resume.interrupt import StopSignal
+from geopose.training.resume.position import LAST, restore, snapshot, write_last
+from geopose.training.resume.run_files import TENSORBOARD
+from geopose.training.resume.seeding import seed_step
 
 
 def build_engine(device: torch.device) -> Engine:
@@ -85,7 +85,7 @@ class GeoposeRunner(SupervisedRunner):
         epoch_batch: training batches done in this epoch, those before a resume included.
         updates: of the weights, in the whole run.
         group_position: number of the batch within those of one update; `is_group_end`: the last.
-        loss_factors: of every loss term of the batch, see geopose.training.steps.
+        loss_factors: of every loss term of the batch, see geopose.training.callbacks.step.
         finished_metrics: of the last epoch that was finished.
     """
 

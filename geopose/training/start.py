@@ -17,10 +17,10 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from geopose.checkpoints.files import load_checkpoint
+from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.distributed import broadcast_object, is_main, together, world_size
 from geopose.errors import InputError
-from geopose.training.resume import LAST, PREVIOUS, STATE
+from geopose.training.resume.position import LAST, PREVIOUS, STATE
 
 logger = logging.getLogger(__name__)
 

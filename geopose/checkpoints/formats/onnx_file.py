@@ -1,0 +1,239 @@
+"""The network as an .onnx file, and an .onnx file as a network.
+
+Only the network is in the file (see `geopose.models.exportable`): what happens to an image
+before and after it is told by the file's metadata. Input `image` is N x 3 x H x W float32, in the
+order of `channel_order` and normalised as `normalization` says; `gsd` is N x 1, metres per pixel.
+Outputs are `agl` (N x 1 x H x W, metres), `magnitude` (N x 1 x H x W, pixels), `scale` (N x 1,
+pixels per metre) and `direction` (N x 2, (sin a, cos a) of any length). N, H and W are free.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnxruntime
+import onnxruntime.capi.onnxruntime_pybind11_state
+import torch
+from google.protobuf.message import DecodeError
+from torch import Tensor, nn
+
+from geopose.checkpoints.formats.facts import METADATA_KEY, facts_from_text, facts_to_text
+from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from geopose.errors import InputError, RunError, one_line
+from geopose.files.atomic import atomic_path
+from geopose.models.exportable import INPUTS, OUTPUTS, ExportableNetwork, named_outputs
+
+if TYPE_CHECKING:
+    from geopose.checkpoints.load import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+_TRACED_SIZE = (2, 97, 130)  # batch, height and width; any would do
+_DOMAINS = {"", "ai.onnx"}
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (  # onnxruntime's own have no common base
+    RuntimeError,
+    ValueError,
+    *(
+        kind
+        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
+
+
+def export_onnx(path: Path, loaded: "LoadedModel", facts: Mapping[str, Any]) -> None:
+    """Writes a network as an .onnx file, atomically.
+
+    Args:
+        path: the file.
+        loaded: the network, on the CPU.
+        facts: of its checkpoint; they go into the metadata.
+
+    Raises:
+        RunError: the network has a part that cannot be exported, or the file cannot be written.
+    """
+    batch, height, width = _TRACED_SIZE
+    example = torch.zeros(batch, 3, height, width), torch.full((batch, 1), 0.5)
+    free = torch.export.Dim.DYNAMIC
+    shapes = {"image": {0: free, 2: free, 3: free}, "gsd": {0: free}}
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")  # of torch's exporter, about itself
+            program = torch.onnx.export(
+                ExportableNetwork(loaded.model).eval(),
+                example,
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        reason = one_line(error, 200)
+        raise RunError(f"{loaded.source}: cannot be exported to ONNX ({reason})") from error
+    assert program is not None
+    model = program.model_proto
+    _name_sizes(model.graph)
+    onnx.helper.set_model_props(model, _metadata(loaded, facts))
+    with atomic_path(path) as temporary:
+        onnx.save_model(model, str(temporary))
+
+
+def _name_sizes(graph: onnx.GraphProto) -> None:
+    """Calls the free sizes batch, height and width in place of the exporter's numbers."""
+    dims = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
+    image = dims["image"]
+    names = {image[0].dim_param: "batch", image[2].dim_param: "height", image[3].dim_param: "width"}
+    for value in [*graph.input, *graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+    del graph.value_info[:]  # sizes of what is between, under the old names
+
+
+def _metadata(loaded: "LoadedModel", facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a stranger needs to use the file, in words; and the facts, for this program."""
+    count = sum(parameter.numel() for parameter in loaded.model.parameters())
+    place = {"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD]}
+    return {
+        "channel_order": loaded.channel_order,
+        "normalization": "(x - 255 * mean) / (255 * std), x from 0 to 255, mean and std by plane "
+        "as stored: the first belongs to the first plane, whatever its colour",
+        **{key: json.dumps(values) for key, values in place.items()},
+        "units": "gsd: metres per pixel; agl: metres; magnitude: pixels; scale: pixels per metre; "
+        "direction: (sin a, cos a) not normalised, flow (x right, y down) = agl * scale * "
+        "(sin a, cos a)",
+        "downsample": str(loaded.downsample),
+        "scale_and_gsd_of": "reduced image" if loaded.scale_is_downsampled else "full image",
+        "parameters": str(count),
+        METADATA_KEY: facts_to_text({**facts, "parameters": count}),
+    }
+
+
+def read_onnx_facts(path: Path) -> dict[str, Any]:
+    """What an exported file says about itself, after a look at whether it is safe to run.
+
+    Raises:
+        InputError: unreadable, not exported by this program, other inputs or outputs, weights
+            outside of the file, or operators that are not ONNX's own.
+    """
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not a readable ONNX file; copy or download it again") from error
+    _check_graphs(model, path)
+    facts = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+    return facts_from_text(facts, str(path))
+
+
+def _check_graphs(model: onnx.ModelProto, path: Path) -> None:
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name for value in graph.input} - weights
+    outputs = {value.name for value in graph.output}
+    if inputs != set(INPUTS) or outputs != set(OUTPUTS):
+        raise InputError(
+            f"{path}: has inputs {sorted(inputs)} and outputs {sorted(outputs)}, needed are "
+            f"{sorted(INPUTS)} and {sorted(OUTPUTS)}"
+        )
+    functions = {(function.domain, function.name) for function in model.functions}
+    for nodes in [graph.node, *(function.node for function in model.functions)]:
+        _check_nodes(nodes, functions, path)
+    for tensor in graph.initializer:
+        _check_inside(tensor, path)
+    if graph.sparse_initializer:
+        raise InputError(f"{path}: holds sparse weights, which are not possible here")
+
+
+def _check_nodes(nodes: Any, functions: set[tuple[str, str]], path: Path) -> None:
+    """Operators of ONNX itself, with everything they need inside of the file."""
+    for node in nodes:
+        if node.domain not in _DOMAINS and (node.domain, node.op_type) not in functions:
+            raise InputError(
+                f"{path}: uses the operator {node.domain}.{node.op_type}; only ONNX's own run here"
+            )
+        for attribute in node.attribute:
+            for tensor in [attribute.t, *attribute.tensors]:
+                _check_inside(tensor, path)
+            for graph in [attribute.g, *attribute.graphs]:
+                _check_nodes(graph.node, functions, path)
+                for tensor in graph.initializer:
+                    _check_inside(tensor, path)
+
+
+def _check_inside(tensor: onnx.TensorProto, path: Path) -> None:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        raise InputError(
+            f"{path}: keeps weights in other files, which are not read; save it as one file"
+        )
+
+
+class OnnxNetwork(nn.Module):
+    """An .onnx file that is called like the network it was exported from.
+
+    It runs where the images are: on a CUDA device if onnxruntime can, else on the CPU.
+
+    Args:
+        path: a file that `read_onnx_facts` accepts.
+
+    Raises:
+        InputError: onnxruntime cannot run the file.
+    """
+
+    uses_torch_memory = False  # what it takes, torch's counters do not see
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._session(torch.device("cpu"))  # finds out whether it can be run at all
+
+    def forward(self, image: Tensor, gsd: Tensor) -> dict[str, Tensor]:
+        """Predicts the pose of every image; arguments and result as those of the network.
+
+        Raises:
+            RunError: onnxruntime fails, such as for lack of memory.
+        """
+        session = self._session(image.device)
+        values = (image.float(), gsd.float())
+        feed = {n: v.cpu().numpy() for n, v in zip(INPUTS, values, strict=True)}
+        try:
+            found = session.run(list(OUTPUTS), feed)
+        except _RUNTIME_ERRORS as error:
+            raise RunError(f"{self.path}: {one_line(error, 200)}") from error
+        return named_outputs(found, image.device)
+
+    def _session(self, device: torch.device) -> onnxruntime.InferenceSession:
+        """The session for a device; the first call for it makes it."""
+        if str(device) not in self._sessions:
+            self._sessions[str(device)] = self._start(device)
+        return self._sessions[str(device)]
+
+    def _start(self, device: torch.device) -> onnxruntime.InferenceSession:
+        providers: list[Any] = [_CPU]
+        if device.type == "cuda":
+            if _CUDA in onnxruntime.get_available_providers():
+                providers.insert(0, (_CUDA, {"device_id": device.index or 0}))
+            else:
+                logger.warning(
+                    "%s runs on the CPU: onnxruntime has no CUDA here (install onnxruntime-gpu)",
+                    self.path,
+                )
+                return self._session(torch.device("cpu"))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # it would repeat in many lines what is raised
+        try:
+            return onnxruntime.InferenceSession(str(self.path), options, providers=providers)
+        except _RUNTIME_ERRORS as error:
+            raise InputError(
+                f"{self.path}: onnxruntime cannot run it ({one_line(error, 200)})"
+            ) from error

@@ -1,0 +1,186 @@
+"""Checkpoint files: written whole, read without running anything in them.
+
+A checkpoint is a dict saved by torch with at least `model_state_dict` and
+`checkpoint_data: {"config": <full training config>}`. Those written here also say `versions`,
+`units`, `channel_order` and that half-resolution labels were converted.
+"""
+
+import os
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import geopose
+from geopose.checkpoints.formats.facts import LABELS_CONVERTED, to_plain
+from geopose.checkpoints.formats.pickles import ALLOWED
+from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
+from geopose.checkpoints.formats.safetensors_file import read_safetensors
+from geopose.errors import InputError, RunError
+from geopose.files.atomic import atomic_path
+
+ONNX = ".onnx"
+SAVED_VERSIONS = ("torch", "timm", "pytorch-toolbelt", "albumentations", "numpy")
+UNITS = {"agl": "m", "magnitude": "px", "scale": "px/m", "angle": "rad", "gsd": "m/px"}
+
+# What reading a file that is no (whole) checkpoint raises, depending on where it breaks.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a checkpoint says about its origin: package versions, units, label convention."""
+    versions = {"geopose": geopose.__version__}
+    for package in SAVED_VERSIONS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # torch of a custom build may be without metadata
+            versions[package] = str(getattr(torch, "__version__", "")) if package == "torch" else ""
+    return {"versions": versions, "units": dict(UNITS), "label_downsample": LABELS_CONVERTED}
+
+
+def save_checkpoint(
+    path: str | Path, payload: Mapping[str, Any], keep: str | Path | None = None
+) -> None:
+    """Writes a checkpoint atomically, with versions and units added.
+
+    When it returns, the file is on the disk: a loss of power leaves this one or the one before.
+
+    Args:
+        path: the `.pth` file.
+        keep: under this name, in the same folder, the file that was there before stays.
+        payload: at least `model_state_dict` and `checkpoint_data: {"config": ...}` as plain
+            containers; `channel_order` and whatever a resumed training needs.
+
+    Raises:
+        RunError: the payload holds something that could not be read back, or lacks a key.
+    """
+    path = Path(path)
+    _require_keys(payload, path, RunError)
+    with atomic_path(path) as temporary:
+        try:
+            torch.save({**describe_environment(), **payload}, temporary)
+        except RuntimeError as error:  # of torch's file writer
+            raise RunError(f"cannot write {path}: {_first_sentence(error)}") from error
+        with torch.serialization.safe_globals(ALLOWED):
+            refused = torch.serialization.get_unsafe_globals_in_checkpoint(temporary)
+        if refused:
+            raise RunError(f"{path}: not saved, holds objects no reader accepts: {sorted(refused)}")
+        _to_disk(temporary)
+        if keep is not None and path.is_file():
+            with atomic_path(keep) as copy:
+                os.link(path, copy)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a .pth or .safetensors checkpoint onto the CPU without running anything in it.
+
+    Tensors are memory-mapped, so that parts nobody looks at (the optimizer's state) are never read;
+    only a .pth in the format of torch before 1.6 has to be read whole.
+
+    Raises:
+        InputError: no such file, not a checkpoint, truncated, without the needed keys, or holding
+            an object that is not weights, numbers or plain containers (named in the message).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    if path.suffix == ONNX:
+        raise InputError(
+            f"{path}: an .onnx file can be run as a model, but gives no weights; use the .pth or "
+            ".safetensors file that it was made of"
+        )
+    payload = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
+    _require_keys(payload, path, InputError)
+    data = dict(payload["checkpoint_data"])
+    data["config"] = to_plain(data["config"], f"{path}: config")
+    return {**payload, "checkpoint_data": data}
+
+
+def is_mapped(path: Path) -> bool:
+    """Whether reading a checkpoint leaves its tensors on disk until they are looked at."""
+    return path.suffix == SAFETENSORS or zipfile.is_zipfile(path)
+
+
+def _read_pickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the pickle protocol of garbage
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=is_mapped(path) or None
+            )
+    except _UNREADABLE as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise InputError(
+                f"{path}: refused, contains {refused.group(1)}, and a checkpoint may hold only "
+                "weights, numbers and plain containers; save it again without that object"
+            ) from error
+        raise InputError(
+            f"{path}: not a readable checkpoint ({_first_sentence(error)}); copy or download it "
+            "again"
+        ) from error
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split("WeightsUnpickler error:")[-1].split("Check the")[0].split())
+    readable = re.search(r"[A-Za-z]{3}", text)
+    return re.split(r"(?<=[a-z])[.:] ", text)[0][:120] if readable else type(error).__name__
+
+
+def _require_keys(payload: Any, path: Path, error: type[InputError] | type[RunError]) -> None:
+    """A checkpoint needs weights and the config that says which network they belong to."""
+    if not isinstance(payload, Mapping):
+        raise error(f"{path}: holds a {type(payload).__name__}, not a checkpoint dict")
+    weights = payload.get("model_state_dict")
+    if not isinstance(weights, Mapping) or not weights:
+        raise error(f"{path}: no model_state_dict in it, so no weights to load")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        raise error(f"{path}: model_state_dict must map parameter names to tensors")
+    odd = [
+        k for k, v in weights.items() if v.layout != torch.strided or v.is_quantized or v.is_meta
+    ]
+    if odd:
+        raise error(f"{path}: {odd[0]} is not a plain dense tensor")
+    check_config(payload, path, error)
+
+
+def check_config(
+    payload: Mapping[str, Any], path: Path, error: type[InputError] | type[RunError] = InputError
+) -> None:
+    """Raises `error` unless a checkpoint's content says which network it is."""
+    data = payload.get("checkpoint_data")
+    config = data.get("config") if isinstance(data, Mapping) else None
+    if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
+        raise error(f"{path}: no checkpoint_data.config.model in it, so the network is unknown")

@@ -1,0 +1,1 @@
+"""Checkpoints that are elsewhere: downloaded once, checked, kept."""

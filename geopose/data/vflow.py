@@ -1,0 +1,68 @@
+"""Reads and writes the flow of an image: `{"scale": px per cm, "angle": radians}` on disk.
+
+In: paths. Out: pixels per metre and radians, and the reverse.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from geopose.data.decoding import read_bytes
+from geopose.errors import InputError, StorageError, one_line
+from geopose.files.atomic import atomic_path
+from geopose.geometry import wrap_angle
+
+_CM_PER_M = 100.0
+
+
+def read_vflow(path: Path | str) -> tuple[float, float]:
+    """Reads a flow file, `{"scale": px per cm, "angle": radians}`.
+
+    Returns:
+        (scale in pixels per metre, >= 0; angle in radians in [0, 2 pi)).
+
+    Raises:
+        InputError: missing file, not such JSON, or not finite numbers.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({one_line(error, 120)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: expected {{"scale": px per cm, "angle": radians}}')
+    scale_px_per_cm = _number(path, content, "scale")
+    angle_rad = _number(path, content, "angle")
+    scale_px_per_m = scale_px_per_cm * _CM_PER_M
+    if scale_px_per_cm < 0 or math.isinf(scale_px_per_m):
+        raise InputError(f"{path}: scale is {scale_px_per_cm}, expected px per cm, 0 or more")
+    return scale_px_per_m, wrap_angle(angle_rad)
+
+
+def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> None:
+    """Writes scale (given in pixels per metre) and angle (radians) as px per cm and radians.
+
+    Raises:
+        StorageError: not finite, or a negative scale.
+    """
+    scale_px_per_m, angle_rad = float(scale_px_per_m), float(angle_rad)
+    if not (math.isfinite(scale_px_per_m) and math.isfinite(angle_rad)) or scale_px_per_m < 0:
+        raise StorageError(
+            f"{path}: scale {scale_px_per_m} px/m, angle {angle_rad} cannot be written"
+        )
+    content = {"scale": scale_px_per_m / _CM_PER_M, "angle": wrap_angle(angle_rad)}
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content))
+
+
+def _number(path: Path, content: dict, key: str) -> float:
+    value = content.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{path}: {key!r} is {one_line(value, 120)}, expected a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{path}: {key!r} is {number}, expected a finite number")
+    return number

@@ -1,0 +1,1 @@
+"""Files of every kind: written whole, locked, compared, and where they may be written."""

@@ -1,0 +1,1 @@
+"""One process's share of a run: decoded ahead, predicted, written in the background."""

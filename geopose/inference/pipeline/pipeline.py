@@ -1,0 +1,193 @@
+"""One process's share of a run: images decoded ahead, predicted, written in the background.
+
+The models wait for neither: processes decode the next images, copies to and from a GPU run beside
+the computation, threads write what is done. All queues between them are bounded, so memory does not
+grow with the number of images. An image that fails is named and the others go on; what concerns
+more than one image (a full disk, a lack of memory) ends this process's work.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from geopose.errors import GeoposeError, RunError, StorageError
+from geopose.inference.pipeline.background import Background
+from geopose.inference.pipeline.decode import Decoded, Reader
+from geopose.inference.pipeline.device_copy import Transfer
+from geopose.inference.pipeline.idle_time import Pace
+from geopose.inference.pipeline.progress import Headway
+from geopose.inference.pipeline.write import Outputs, Stored
+from geopose.inference.predict.ensemble import PoseEnsemble, do_nothing
+from geopose.inference.predict.tta import Prediction
+from geopose.inference.submission.plan import Task
+from geopose.inference.workers.coordinator import Crew, WorkReport
+from geopose.output.writer import to_centimetres
+
+_WRITERS = {"cpu": 1, "cuda": 3}  # threads; one 2048 x 2048 map takes a core 0.05 s
+_WAITING = 2  # batches' results that may wait for a thread
+
+
+class Pipeline:
+    """Predicts images as they are claimed.
+
+    Args:
+        ensemble: None if no task needs it.
+        device: where it is.
+        reader: decodes.
+        outputs: writes.
+        batch_size: how many images of one size are predicted at once.
+    """
+
+    def __init__(
+        self,
+        ensemble: PoseEnsemble | None,
+        device: torch.device,
+        reader: Reader,
+        outputs: Outputs,
+        batch_size: int,
+    ) -> None:
+        self._ensemble = ensemble
+        self._device = device
+        self._reader = reader
+        self._outputs = outputs
+        self._batch_size = batch_size
+        self._transfer = Transfer(device)
+        self._pace = Pace(device)
+        self._writers = Background(_WRITERS.get(device.type, 1), _WAITING * batch_size)
+        self._counting = threading.Lock()
+
+    def run(self, tasks: Sequence[Task], crew: Crew) -> WorkReport:
+        """Does tasks until none is left; what went wrong is in the report.
+
+        Args:
+            tasks: all tasks of the run.
+            crew: shares them out.
+        """
+        started = time.perf_counter()
+        report = WorkReport()
+        images = self._reader.read(
+            tasks, lambda: crew.claim(len(tasks)), crew.size, self._batch_size
+        )
+        try:
+            with torch.inference_mode():
+                for batch in batches(images, self._batch_size):
+                    self._do(batch, crew, report)
+            self._writers.finish()
+        except GeoposeError as error:
+            report.problem = error
+        finally:
+            self._writers.stop()
+        report.work_s = time.perf_counter() - started
+        self._pace.finish(self._reader.wait_s, self._writers.wait_s)
+        report.input_wait_s = self._pace.input_wait_s
+        report.output_wait_s = self._pace.output_wait_s
+        return report
+
+    def _do(self, batch: list[Decoded], crew: Crew, report: WorkReport) -> None:
+        """Computes one batch and leaves its files to the writers."""
+        first = batch[0]
+        if first.rgb is None:
+            if first.task.predict:
+                self._outputs.discard(first)
+            report.failed.append((first.name, first.problem))
+            Headway(crew, 1, 0).finish()
+        elif first.task.predict:
+            self._pace.before(self._reader.wait_s, self._writers.wait_s)
+            if self._ensemble is None:
+                raise ValueError("nothing to predict with")
+            headway = Headway(crew, len(batch), self._ensemble.runs)
+            arrived = self._predict(self._ensemble, batch, headway)
+            self._pace.after()
+            for item, image in enumerate(batch):
+                self._writers.put(self._write_job(image, item, arrived, headway, report))
+        else:
+            headway = Headway(crew, len(batch), 0)
+            for image in batch:
+                self._writers.put(self._draw_job(image, headway, report))
+
+    def _predict(
+        self, ensemble: PoseEnsemble, batch: list[Decoded], headway: Headway
+    ) -> Callable[[], list[Tensor]]:
+        """Starts predicting a batch; the returned function gives what `Stored` holds, N of each."""
+        pixels = self._transfer.upload([image.rgb for image in batch if image.rgb is not None])
+        gsd_m = torch.tensor([[image.task.record.gsd_m] for image in batch])
+        prediction = predict(
+            ensemble, pixels, gsd_m.to(self._device), self._batch_size, headway.step
+        )
+        heights = to_centimetres(prediction.agl_m)
+        flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
+        return self._transfer.download([heights.agl_cm, heights.misfits, flow])
+
+    def _write_job(
+        self,
+        image: Decoded,
+        item: int,
+        arrived: Callable[[], list[Tensor]],
+        headway: Headway,
+        report: WorkReport,
+    ) -> Callable[[], None]:
+        def write() -> None:
+            try:
+                self._outputs.write(image, Stored(*(part[item] for part in arrived())))
+                with self._counting:
+                    report.predicted += 1
+            except StorageError as error:
+                report.failed.append((image.name, str(error)))
+            headway.finish()
+
+        return write
+
+    def _draw_job(self, image: Decoded, headway: Headway, report: WorkReport) -> Callable[[], None]:
+        def draw() -> None:
+            self._outputs.draw(image)
+            with self._counting:
+                report.drawn += 1
+            headway.finish()
+
+        return draw
+
+
+def predict(
+    ensemble: PoseEnsemble,
+    pixels: Tensor,
+    gsd_m: Tensor,
+    batch_size: int,
+    on_run: Callable[[], None] = do_nothing,
+) -> Prediction:
+    """Calls an ensemble; a lack of memory becomes an error that the user can act on.
+
+    Raises:
+        RunError: out of memory.
+    """
+    try:
+        return ensemble(pixels, gsd_m, on_run)
+    except torch.OutOfMemoryError as error:
+        count, _, height, width = pixels.shape
+        fewer = f"inference.batch_size below {batch_size}, " if batch_size > 1 else ""
+        raise RunError(
+            f"out of memory on {pixels.device} with {count} image{'s' if count > 1 else ''} of "
+            f"{width} x {height} px, one view and one model at a time; use {fewer}"
+            "inference.precision=bf16 or fp16, downsample or smaller images"
+        ) from error
+
+
+def batches(images: Iterable[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
+    """Groups images that follow each other, have one size and need the same; others stand alone."""
+    batch: list[Decoded] = []
+    for image in images:
+        if batch and _kind(image) != _kind(batch[0]):
+            yield batch
+            batch = []
+        batch.append(image)
+        if image.rgb is None or len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _kind(image: Decoded) -> tuple[bool, tuple[int, ...]]:
+    return image.task.predict, () if image.rgb is None else image.rgb.shape

@@ -1,0 +1,1 @@
+"""Images in, one averaged prediction out: views, models, and how many at once."""

@@ -1,0 +1,190 @@
+"""One or many models as one predictor: RGB bytes and gsd in, the averaged prediction out.
+
+Models of different channel order and image reduction work side by side, because each member takes
+the same 8-bit RGB image and makes its own input from it. The views of an image are made once and
+shown to all members; as many go through a member at a time as the device's memory holds.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geopose.checkpoints.load import LoadedModel
+from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from geopose.errors import InputError
+from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta
+from geopose.inference.predict.view_batches import ViewBatches
+from geopose.inference.predict.weight_offload import Residence
+
+TTA_PER_MODEL = "model"
+TTA_PER_ENSEMBLE = "ensemble"
+TTA_ORDERS = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
+_MEAN_BYTES = 8  # of a pixel: height and magnitude
+
+
+def do_nothing() -> None:
+    """What is called where nobody wants to be told."""
+
+
+def check_tta_order(name: object) -> None:
+    """Raises InputError unless `name` is a known order of averaging."""
+    if name not in TTA_ORDERS:
+        known = ", ".join(TTA_ORDERS)
+        raise InputError(f"ensemble.tta_mode: unknown value {name!r}, use one of {known}")
+
+
+def held_bytes(tta: Tta, tta_order: str, shape: torch.Size) -> int:
+    """Memory that an ensemble holds beside the network at work: all views, and unfinished means.
+
+    Args:
+        tta: the views.
+        tta_order: of averaging.
+        shape: of the images, N x 3 x H x W.
+    """
+    image = torch.empty(shape, dtype=torch.uint8, device="meta")
+    looks = [view.look(image, torch.empty(shape[0], 1, device="meta")) for view in tta.views]
+    means = len(looks) if tta_order == TTA_PER_ENSEMBLE else 2
+    return sum(look.image.nbytes for look in looks) + means * _MEAN_BYTES * image[:, 0].numel()
+
+
+class Member(nn.Module):
+    """A loaded model with its own way from an RGB image to its input and back.
+
+    Args:
+        loaded: the model and what its checkpoint says.
+        kind: the number format of the model's input.
+        memory_format: its layout; channels last suits simplified networks.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        kind: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        super().__init__()
+        self.model = loaded.model
+        self.kind = kind
+        self.uses_torch_memory = getattr(loaded.model, "uses_torch_memory", True)
+        self.memory_format = memory_format
+        self.channel_order = loaded.channel_order
+        self.downsample = loaded.downsample
+        self.scale_is_downsampled = loaded.scale_is_downsampled
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            planes = 255.0 * torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)
+            self.register_buffer(name, planes, persistent=False)
+
+    def forward(self, image: Tensor, gsd_m: Tensor) -> Prediction:
+        """Prediction at the size of the image.
+
+        Args:
+            image: RGB, N x 3 x H x W, uint8 (or the same range as float, after a zoom).
+            gsd_m: N x 1, metres per pixel of this image.
+        """
+        planes = (image if self.channel_order == "rgb" else image.flip(1)).float()
+        planes = (planes - self.mean) / self.std
+        if self.downsample == 1:
+            return self._run(planes, gsd_m)
+        return self._run_reduced(planes, gsd_m)
+
+    def _run(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
+        planes = planes.to(self.kind, memory_format=self.memory_format)
+        return Prediction.from_output(self.model(planes, gsd_m))
+
+    def _run_reduced(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
+        """Reduces by area, predicts, enlarges; an edge that does not divide is repeated."""
+        factor = self.downsample
+        height, width = planes.shape[-2:]
+        planes = F.pad(planes, (0, -width % factor, 0, -height % factor), mode="replicate")
+        pixels = factor if self.scale_is_downsampled else 1  # see LoadedModel
+        reduced = self._run(F.avg_pool2d(planes, factor), gsd_m * pixels)
+        return Prediction(
+            self._enlarge(reduced.agl_m)[..., :height, :width],
+            self._enlarge(reduced.magnitude_px)[..., :height, :width] * pixels,
+            reduced.scale_px_per_m * pixels,
+            reduced.direction,
+        )
+
+    def _enlarge(self, maps: Tensor) -> Tensor:
+        return F.interpolate(
+            maps, scale_factor=float(self.downsample), mode="bilinear", align_corners=False
+        )
+
+
+class PoseEnsemble(nn.Module):
+    """Members averaged with test-time augmentation around each of them or around their mean.
+
+    Args:
+        members: at least one, each (RGB image N x 3 x H x W, gsd_m N x 1) -> Prediction.
+        tta: the views.
+        tta_order: "model" (views of a model, then models) or "ensemble" (models of a view, then
+            views). Directions are normalised before either mean.
+        device: where members compute; they may wait on the host.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        tta: Tta,
+        tta_order: str = TTA_PER_MODEL,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        if not members:
+            raise InputError("ensemble.models is empty: name at least one checkpoint")
+        check_tta_order(tta_order)
+        self.members = nn.ModuleList(members)
+        self.tta = tta
+        self.tta_order = tta_order
+        self._residence = Residence(self.members, device or torch.device("cpu"))
+        self._batches = [ViewBatches(member, self._residence) for member in members]
+
+    @property
+    def runs(self) -> int:
+        """How often a network runs for an image."""
+        return len(self.members) * len(self.tta.views)
+
+    def forward(
+        self, image: Tensor, gsd_m: Tensor, on_run: Callable[[], None] = do_nothing
+    ) -> Prediction:
+        """Averaged prediction.
+
+        Args:
+            image: as for a member.
+            gsd_m: as for a member.
+            on_run: called after each of `runs`, on a GPU when it has been started.
+        """
+        looks = [view.look(image, gsd_m) for view in self.tta.views]
+        if self.tta_order == TTA_PER_MODEL:
+            return self._views_then_members(looks, image.shape[-2:], on_run)
+        return self._members_then_views(looks, image.shape[-2:], on_run)
+
+    def _views_then_members(
+        self, looks: list[Look], size: torch.Size, on_run: Callable[[], None]
+    ) -> Prediction:
+        mean = PredictionMean()
+        for batches in self._batches:
+            own = PredictionMean(self.tta.geometric_agl)
+            for view, prediction in batches.predict(looks):
+                own.add(self.tta.views[view].bring_back(prediction, size))
+                on_run()
+            mean.add(own.result())
+        return mean.result()
+
+    def _members_then_views(
+        self, looks: list[Look], size: torch.Size, on_run: Callable[[], None]
+    ) -> Prediction:
+        of_views = [PredictionMean() for _ in looks]
+        for batches in self._batches:
+            for view, prediction in batches.predict(looks):
+                of_views[view].add(self.tta.views[view].bring_back(prediction, size))
+                on_run()
+        mean = PredictionMean(self.tta.geometric_agl)
+        for of_view in of_views:
+            mean.add(of_view.result())
+        return mean.result()

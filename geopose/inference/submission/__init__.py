@@ -1,0 +1,1 @@
+"""What a submission folder holds, what is still to do, and what it was made with."""

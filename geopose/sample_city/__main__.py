@@ -1,0 +1,68 @@
+"""Command: writes a synthetic data set, pictures of the synthetic cities, or both."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from geopose.cli import ArgumentParser, run_command
+from geopose.errors import InputError
+from geopose.files.writable import check_folder_target
+from geopose.sample_city.cities import CITIES
+from geopose.sample_city.picture import write_picture
+from geopose.sample_city.writer import write_dataset
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of `python -m geopose.data.sample_city`."""
+    parser = ArgumentParser(
+        prog="python -m geopose.data.sample_city",
+        description="Renders SYNTHETIC oblique city scenes with exact height and vertical flow.",
+    )
+    parser.add_argument("--out", type=Path, help="data directory to write or complete")
+    parser.add_argument("--train", type=int, default=10, help="training scenes per city (10)")
+    parser.add_argument("--test", type=int, default=2, help="test scenes per city (2)")
+    parser.add_argument("--size", type=int, default=512, help="side in pixels (512)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (0)")
+    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
+    parser.add_argument("--cities", nargs="+", default=list(CITIES), help=" ".join(CITIES))
+    parser.add_argument(
+        "--picture", type=Path, metavar="DIR", help="also write DIR/sample_city_<CITY>.jpg"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; see `--help`.
+
+    Raises:
+        InputError: bad arguments.
+        RunError: a file cannot be written.
+    """
+    args = build_parser().parse_args(argv)
+    if args.out is None and args.picture is None:
+        raise InputError("nothing to do: give --out DIR, --picture DIR or both")
+    if args.picture is not None:
+        check_folder_target(args.picture, "--picture")
+    if args.out is not None:
+        _write_data_set(args)
+    if args.picture is not None:
+        for city in args.cities:
+            path = write_picture(args.picture, city, args.seed)
+            sys.stdout.write(f"picture of synthetic city {city}: {path}\n")
+
+
+def _write_data_set(args: argparse.Namespace) -> None:
+    done = write_dataset(
+        args.out, args.train, args.test, args.size, args.seed, args.workers, args.cities
+    )
+    total = (args.train + args.test) * len(args.cities)
+    sys.stdout.write(
+        f"synthetic data set in {args.out}: {args.train} training and {args.test} test scenes of "
+        f"{args.size} px per city, cities {' '.join(args.cities)} "
+        f"({done} of {total} rendered now)\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

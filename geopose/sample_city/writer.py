@@ -1,0 +1,219 @@
+"""Writes a synthetic data set in the challenge's layout.
+
+In: counts, size, seed. Out: a data directory as `geopose.data.layout` reads it, plus the truth of
+the test scenes in a folder of its own. All scenes are synthetic; `sample_city.json` says so and
+holds the arguments, so that a rerun can complete the same data set and never mixes two.
+"""
+
+import csv
+import json
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from geopose.data.heights import write_agl_cm
+from geopose.data.layout import agl_name, vflow_name
+from geopose.data.rgb import write_j2k
+from geopose.data.vflow import write_vflow
+from geopose.errors import InputError, RunError
+from geopose.files.atomic import atomic_path, partial_files
+from geopose.sample_city.cities import CITIES, scene_parameters
+from geopose.sample_city.render import render_scene, scene_id, shape_of
+
+MARKER = "sample_city.json"
+TRUTH_DIR = "test_truth"
+FIRST_TEST_INDEX = 500_000  # test scenes never coincide with training scenes of any count
+_VERSION = 1  # raise when the same arguments would give other bytes
+_J2K_RATIO = 8
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """What defines a data set: the same values give the same bytes of every file.
+
+    `train` and `test` are numbers of scenes PER CITY; `size` is (height, width) in pixels.
+    """
+
+    train: int
+    test: int
+    size: tuple[int, int]
+    seed: int
+    cities: tuple[str, ...]
+
+    def marker(self) -> dict[str, object]:
+        """Content of the marker file."""
+        content = {"synthetic": True, "made_by": "geopose.data.sample_city", "version": _VERSION}
+        return json.loads(json.dumps(content | asdict(self)))
+
+    def scenes(self) -> list[tuple[str, str, int]]:
+        """(split, city, index) of every scene, in the order of the CSV files."""
+        splits = (("train", 0, self.train), ("test", FIRST_TEST_INDEX, self.test))
+        return [
+            (split, city, first + i)
+            for split, first, count in splits
+            for city in self.cities
+            for i in range(count)
+        ]
+
+
+def write_dataset(
+    out_dir: Path | str,
+    train: int,
+    test: int,
+    size: int | tuple[int, int] = 512,
+    seed: int = 0,
+    workers: int = 1,
+    cities: Sequence[str] = tuple(CITIES),
+) -> int:
+    """Writes, or completes, a synthetic data set.
+
+    Args:
+        out_dir: data directory; must be new, empty, or hold this very data set.
+        train: training scenes per city.
+        test: test scenes per city; their truth goes to `out_dir/test_truth`.
+        size: pixels, one number or (height, width).
+        seed: another seed gives other scenes.
+        workers: processes; the files do not depend on it.
+        cities: which synthetic cities.
+
+    Returns:
+        Number of scenes rendered now (scenes already complete are kept).
+
+    Raises:
+        InputError: bad arguments, or a directory that holds something else. Nothing is written.
+        RunError: a file cannot be written.
+    """
+    spec = _checked_spec(train, test, size, seed, workers, cities)
+    root = Path(out_dir)
+    _claim(root, spec)
+    for folder in ("train", "test", TRUTH_DIR):
+        for suffix in (".j2k", ".tif", ".json"):
+            for stale in partial_files(root / folder, suffix):
+                stale.unlink(missing_ok=True)
+    jobs = [
+        (root, split, city, index, spec.size, seed)
+        for split, city, index in spec.scenes()
+        if not all(path.exists() for path in _scene_files(root, split, city, index))
+    ]
+    for _ in tqdm(_run(jobs, workers), total=len(jobs), desc="synthetic scenes", unit="scene"):
+        pass
+    _write_tables(root, spec)
+    return len(jobs)
+
+
+def _checked_spec(
+    train: int,
+    test: int,
+    size: int | tuple[int, int],
+    seed: int,
+    workers: int,
+    cities: Sequence[str],
+) -> SampleSpec:
+    if train < 0 or test < 0 or train + test == 0:
+        raise InputError(f"train {train} and test {test}: need 0 or more, together at least 1")
+    if max(train, test) > FIRST_TEST_INDEX:
+        raise InputError(f"train {train}, test {test}: at most {FIRST_TEST_INDEX} per city")
+    if workers < 1:
+        raise InputError(f"workers {workers}: use 1 or more")
+    if not cities or len(set(cities)) != len(cities):
+        raise InputError(f"cities '{' '.join(cities)}': name each wanted city once")
+    for city in cities:
+        scene_parameters(city, 0, seed)
+    return SampleSpec(train, test, shape_of(size), seed, tuple(cities))
+
+
+def _claim(root: Path, spec: SampleSpec) -> None:
+    """Makes the directory ours, or refuses to mix data sets."""
+    marker = root / MARKER
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file: name a directory to write to")
+    if marker.is_file():
+        try:
+            present = json.loads(marker.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{marker} cannot be read: choose another directory") from error
+        if present != spec.marker():
+            raise InputError(
+                f"{root} holds a synthetic data set made with other arguments "
+                f"(see {marker}): choose another directory or delete it"
+            )
+    try:
+        if not marker.is_file() and root.exists() and any(root.iterdir()):
+            raise InputError(f"{root} is not empty and no synthetic data set: choose a new one")
+        for folder in ("train", "test", TRUTH_DIR):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {root}: {error.strerror}") from error
+    with atomic_path(marker) as partial:
+        partial.write_text(json.dumps(spec.marker(), indent=1) + "\n")
+
+
+def _scene_files(root: Path, split: str, city: str, index: int) -> tuple[Path, Path, Path]:
+    """(RGB, AGL, VFLOW) paths of a scene."""
+    rgb = f"{scene_id(city, index)}_RGB.j2k"
+    truth = root / ("train" if split == "train" else TRUTH_DIR)
+    return root / split / rgb, truth / agl_name(rgb), truth / vflow_name(rgb)
+
+
+def _run(jobs: list[tuple], workers: int) -> Iterator[None]:
+    """Renders all jobs; yields after each."""
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            _write_scene(*job)
+            yield
+        return
+    # Spawned: a forked copy of a program with threads can wait for ever for a lock of theirs.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_prepare_worker) as pool:
+        futures = [pool.submit(_write_scene, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a rendering process died, perhaps for want of memory: use fewer --workers, "
+                "the same command completes the data set"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """One thread per process; an interrupt is the parent's business."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_scene(
+    root: Path, split: str, city: str, index: int, size: tuple[int, int], seed: int
+) -> None:
+    scene = render_scene(city, index, size, seed)
+    rgb, agl, vflow = _scene_files(root, split, city, index)
+    write_vflow(vflow, scene.scale_px_per_m, scene.angle_rad)
+    write_agl_cm(agl, np.where(scene.nodata, np.nan, scene.agl_m), allow_nodata=True)
+    write_j2k(rgb, scene.rgb, ratio=_J2K_RATIO)
+
+
+def _write_tables(root: Path, spec: SampleSpec) -> None:
+    """The three CSV files, last: a data set without them is not finished."""
+    metadata, train, test = [("id", "city", "gsd")], [("id", "agl", "json", "rgb")], [("id", "rgb")]
+    for split, city, index in spec.scenes():
+        name, (rgb, agl, vflow) = scene_id(city, index), _scene_files(root, split, city, index)
+        gsd_m = scene_parameters(city, index, spec.seed).gsd_m
+        metadata.append((name, city, f"{gsd_m:.4f}"))
+        if split == "train":
+            train.append((name, agl.name, vflow.name, rgb.name))
+        else:
+            test.append((name, rgb.name))
+    tables = (("metadata", metadata), ("geopose_train", train), ("geopose_test", test))
+    for name, rows in tables:
+        with atomic_path(root / f"{name}.csv") as partial, partial.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,0 +1,1 @@
+"""Batches of samples: loaders, their order, their workers, mixup."""

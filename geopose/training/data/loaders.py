@@ -1,0 +1,110 @@
+"""Training and validation loaders of a run: records -> folds -> samples -> batches."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from geopose.augment.build import build_augmentation
+from geopose.data.dataset import GeoposeDataset, worker_init_fn
+from geopose.data.folds import split_fold
+from geopose.data.layout import ImageRecord, check_sizes, read_split, resolve_data_dir
+from geopose.distributed import ShardSampler, rank, world_size
+from geopose.errors import InputError
+from geopose.models.build import channel_order
+from geopose.training.data.data_wait import TimedLoader
+from geopose.training.data.resources import Resources
+from geopose.training.data.sampler import ResumableSampler
+from geopose.training.resume.interrupt import ignore_in_worker
+
+FAST_IMAGES = 64  # what train.fast leaves of either part
+
+
+def _few(records: list[ImageRecord]) -> list[ImageRecord]:
+    """FAST_IMAGES of the records, spread over all of them and so over the cities."""
+    return records[:: max(1, len(records) // FAST_IMAGES)][:FAST_IMAGES]
+
+
+def end_workers(loaders: Iterable[DataLoader]) -> None:
+    """Ends the workers that outlive an epoch. They ignore SIGTERM, so nothing else would."""
+    for loader in loaders:
+        iterator, loader._iterator = loader._iterator, None
+        if iterator is None:
+            continue
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in iterator._workers:  # type: ignore[attr-defined]
+            if worker.is_alive():
+                worker.kill()
+
+
+def _start_worker(worker_id: int) -> None:
+    worker_init_fn(worker_id)
+    ignore_in_worker()
+
+
+def _workers(count: int, prefetch: int) -> dict[str, Any]:
+    """Worker processes that live as long as the run, and how many batches each prepares ahead."""
+    if count == 0:
+        return {"num_workers": 0}
+    return {"num_workers": count, "persistent_workers": True, "prefetch_factor": prefetch}
+
+
+def build_loaders(
+    cfg: Mapping[str, Any], resources: Resources, device: torch.device
+) -> dict[str, DataLoader]:
+    """`train` (augmented crops, sharded and shuffled) and `valid` (whole images, each once).
+
+    Args:
+        cfg: the whole config; `dataset`, `train`, `batch_size`, `seed` and the model's channel
+            order are used.
+        resources: worker processes of the loaders.
+        device: where batches will go.
+
+    Raises:
+        InputError: data directory, CSV files, sizes or folds are wrong, or a rank has no image to
+            validate on.
+    """
+    dataset, train = cfg["dataset"], cfg["train"]
+    records = read_split(resolve_data_dir(dataset["data_dir"]), "train")
+    check_sizes(records)
+    train_records, valid_records = split_fold(
+        records, dataset["fold"], dataset["fold_split"], dataset["num_folds"]
+    )
+    if train["fast"]:
+        train_records, valid_records = _few(train_records), _few(valid_records)
+    if len(valid_records) < world_size():
+        raise InputError(
+            f"{len(valid_records)} validation images for {world_size()} processes; use fewer "
+            "processes or a smaller dataset.num_folds"
+        )
+    order, downsample = channel_order(cfg["model"]), train["downsample"]
+    train_set = GeoposeDataset(
+        train_records,
+        order,
+        build_augmentation(train["augmentations"], train["crop_size"], downsample),
+        seed=cfg["seed"],
+        repeats=train["crops_per_image"],
+        cache=train["cache"],
+    )
+    whole = build_augmentation("none", None, downsample) if downsample > 1 else None
+    valid_set = GeoposeDataset(valid_records, order, whole, cache=train["cache"])
+    common: dict[str, Any] = {"worker_init_fn": _start_worker, "pin_memory": device.type == "cuda"}
+    sampler = ResumableSampler(train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"])
+    return {
+        "train": TimedLoader(
+            train_set,
+            batch_size=cfg["batch_size"],
+            sampler=sampler,
+            drop_last=len(sampler) >= cfg["batch_size"],
+            **_workers(resources.train_workers, train["loaders"]["train"]["prefetch"]),
+            **common,
+        ),
+        "valid": DataLoader(
+            valid_set,
+            batch_size=train["loaders"]["valid"]["batch_size"],
+            sampler=ShardSampler(len(valid_set)),
+            **_workers(resources.valid_workers, train["loaders"]["valid"]["prefetch"]),
+            **common,
+        ),
+    }

@@ -1,0 +1,80 @@
+"""Weights that a run starts from: all of a checkpoint, a part of it, or whatever fits."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from geopose.checkpoints.formats.pth import load_checkpoint
+from geopose.checkpoints.remote.fetch import Source, fetch
+from geopose.checkpoints.weights import load_weights_strict
+from geopose.errors import InputError
+from geopose.models.build import channel_order
+from geopose.models.legacy import rename_state_dict
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("encoder.", "decoder.")
+
+
+def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
+    """Loads what `checkpoint`, `transfer` or `transfer_encoder_decoder` name, if anything.
+
+    Raises:
+        InputError: unreadable or unfitting file, nothing in common, or another channel order.
+    """
+    for key, loader in (
+        ("checkpoint", _load_all),
+        ("transfer_encoder_decoder", _load_encoder_decoder),
+        ("transfer", _load_matching),
+    ):
+        if cfg[key]:
+            path = str(fetch(Source(str(cfg[key]))))
+            payload = load_checkpoint(path)
+            _check_channel_order(payload, cfg, path)
+            try:
+                weights = rename_state_dict(payload["model_state_dict"])
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+            loader(model, weights, path)
+
+
+def _check_channel_order(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
+    source = payload.get("channel_order") or channel_order(
+        payload["checkpoint_data"]["config"]["model"]
+    )
+    wanted = channel_order(cfg["model"])
+    if source != wanted:
+        raise InputError(
+            f"{path}: trained on {source} images, this model reads {wanted}; "
+            f"add model.channel_order={source}"
+        )
+
+
+def _load_all(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
+    load_weights_strict(model, weights, path)
+    logger.info("weights from %s: all %d tensors", path, len(weights))
+
+
+def _load_encoder_decoder(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
+    own = model.state_dict()
+    heads = {key: value for key, value in own.items() if not key.startswith(PARTS)}
+    part = {key: value for key, value in weights.items() if key.startswith(PARTS)}
+    load_weights_strict(model, {**heads, **part}, path)
+    logger.info("encoder and decoder from %s: %d tensors", path, len(part))
+
+
+def _load_matching(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
+    own = model.state_dict()
+    fits = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    if not fits:
+        raise InputError(f"{path}: not one parameter fits this model")
+    model.load_state_dict({**own, **fits})
+    logger.info(
+        "transfer from %s: %d of the model's %d tensors taken, %d of the file's unused",
+        path,
+        len(fits),
+        len(own),
+        len(weights) - len(fits),
+    )
