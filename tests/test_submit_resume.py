@@ -28,7 +28,7 @@ from geopose.inference.command import submit
 from geopose.inference.pipeline import decode
 from geopose.inference.pipeline.progress import IMAGE
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
-from geopose.inference.workers.coordinator import Crew
+from geopose.inference.workers.coordinator import Coordinator
 from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
 SIZES = ((40, 48), (40, 48), (32, 32), (48, 40), (40, 48), (32, 32))
@@ -57,8 +57,8 @@ def job(finished, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from geopose.files.lock import Claim
-claim = Claim(Path(sys.argv[1]))
+from geopose.files.lock import FolderLock
+claim = FolderLock(Path(sys.argv[1]))
 print("claimed", flush=True)
 sys.stdin.read()
 """
@@ -356,9 +356,11 @@ def test_dry_run_tells_and_writes_nothing(job, caplog):
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_progress_counts_every_view_and_ends_with_whole_images(job, monkeypatch, capsys, broken):
-    counted, advance = [], Crew.advance
+    counted, advance = [], Coordinator.advance
     monkeypatch.setattr(
-        Crew, "advance", lambda crew, parts: counted.append(parts) or advance(crew, parts)
+        Coordinator,
+        "advance",
+        lambda coordinator, parts: counted.append(parts) or advance(coordinator, parts),
     )
     for name in NAMES[:broken]:
         os.truncate(job.folder / f"data/test/{name}_RGB.png", 100)

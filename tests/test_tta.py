@@ -6,7 +6,7 @@ import torch
 
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, angle_to_vector
-from geopose.inference.predict.tta import TTA_MODES, Prediction, Tta
+from geopose.inference.predict.tta import TTA_NAMES, Prediction, Tta
 
 SYMMETRY_MODES = [None, "fliplr", "flips", "d2", "d4"]
 VIEW_COUNTS = {None: 1, "fliplr": 2, "flips": 3, "d2": 4, "d4": 8, "ms": 3, "d4-ms": 24}
@@ -198,7 +198,7 @@ def test_a_missing_number_in_one_view_is_not_averaged_away():
 
 
 def test_modes_have_their_number_of_views():
-    assert {mode: len(Tta.from_name(mode).views) for mode in TTA_MODES} == VIEW_COUNTS
+    assert {mode: len(Tta.from_name(mode).views) for mode in TTA_NAMES} == VIEW_COUNTS
 
 
 @pytest.mark.parametrize(

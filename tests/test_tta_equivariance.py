@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from geopose.inference.predict.ensemble import TTA_ORDERS, PoseEnsemble
-from geopose.inference.predict.tta import TTA_MODES, Prediction, Tta
+from geopose.inference.predict.ensemble import TTA_MODES, PoseEnsemble
+from geopose.inference.predict.tta import TTA_NAMES, Prediction, Tta
 
-MODES = [mode for mode in TTA_MODES if mode is not None]
+MODES = [mode for mode in TTA_NAMES if mode is not None]
 NAMES = [None, *MODES, *(f"{mode}-gmean" for mode in MODES)]
 SIZES = ((64, 64), (61, 97), (150, 48), (530, 400))
 
@@ -77,7 +77,7 @@ def test_the_mean_of_any_mode_is_the_plain_answer(name: str | None, size: tuple[
         assert_same(tta(moments, image, gsd_m), expected, zoomed="ms" in (name or ""))
 
 
-@pytest.mark.parametrize("order", TTA_ORDERS)
+@pytest.mark.parametrize("order", TTA_MODES)
 @pytest.mark.parametrize("name", NAMES, ids=str)
 def test_ensembles_in_either_order(name: str | None, order: str) -> None:
     image, gsd_m = smooth(2, (61, 97))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from geopose.inference.predict.ensemble import PoseEnsemble
 from geopose.inference.predict.tta import Prediction, Tta
 from geopose.inference.predict.view_batches import ViewBatches
-from geopose.inference.predict.weight_offload import Residence
+from geopose.inference.predict.weight_offload import WeightOffload
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def looks(mode: str, count: int = 2, height: int = 6, width: int = 9):
 
 def batches(room: int, limit: int, *sizes: tuple[int, int]) -> tuple[Sized, ViewBatches]:
     model = Sized(room)
-    made = ViewBatches(model, Residence(nn.ModuleList([model]), CPU))
+    made = ViewBatches(model, WeightOffload(nn.ModuleList([model]), CPU))
     made._limits = {torch.Size(size): limit for size in sizes}
     return model, made
 

@@ -35,7 +35,7 @@ from geopose.errors import InputError, RunError
 from geopose.files.atomic import partial_files
 from geopose.system.cores import usable_cores
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FORMATS = {"png": ".png", "raw": RAW_SUFFIX}
 _RAW_BYTES = {"rgb": 3, "agl": 2}  # a pixel
@@ -184,7 +184,7 @@ def _check_room(data_dir: Path, tasks: Sequence[_Task]) -> None:
             "make room or use --format png"
         )
     if tasks:
-        _LOG.info(
+        logger.info(
             "%d raw files to write: %s, %s are free",
             len(tasks),
             _gigabytes(needed),

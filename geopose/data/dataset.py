@@ -33,7 +33,7 @@ CHANNEL_ORDERS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}
 
 _Files = tuple[Pixels, tuple[Pixels, float, float] | None]
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _warned = False
 
 
@@ -233,14 +233,14 @@ def warn_unconverted(records: Sequence[ImageRecord]) -> None:
         return
     _warned = True
     if outdated:
-        _LOG.warning(
+        logger.warning(
             "%d raw files are older than what they were made of and are not read, the first is %s; "
             "run convert_j2k.py --format raw again",
             len(outdated),
             outdated[0],
         )
     if slow:
-        _LOG.warning(
+        logger.warning(
             "%d of %d images are read from .j2k, several times slower than PNG; "
             "run convert_j2k.py once",
             slow,

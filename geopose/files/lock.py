@@ -11,7 +11,7 @@ from geopose.errors import InputError
 NAME = ".lock"
 
 
-class Claim:
+class FolderLock:
     """Keeps other runs out of a folder until it is given up or the process ends, however it does.
 
     A run on another machine is kept out where the shared file system passes locks on; where one
@@ -21,7 +21,7 @@ class Claim:
         folder: exists.
 
     Raises:
-        InputError: another run has claimed it.
+        InputError: another run writes there.
         OSError: it cannot be written to.
     """
 

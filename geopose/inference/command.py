@@ -21,10 +21,14 @@ from geopose.inference.config import InferenceConfig, load_configs, split_argume
 from geopose.inference.dry_run import dry_run
 from geopose.inference.run import RunOptions, run_inference
 from geopose.inference.submission.folder import SubmissionFolder
-from geopose.inference.workers.coordinator import Crew
-from geopose.inference.workers.launch import launched_crew, spawned_crew, stop_on_signals
+from geopose.inference.workers.coordinator import Coordinator
+from geopose.inference.workers.launch import (
+    launched_coordinator,
+    spawned_coordinator,
+    stop_on_signals,
+)
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,10 @@ class _Job:
         for entry in {entry for config in self.configs for entry in config.models}:
             load_entry(entry)
 
-    def run(self, crew: Crew) -> None:
+    def run(self, coordinator: Coordinator) -> None:
         """Runs the configs in turn, on every process alike."""
         for number, config in enumerate(self.configs):
-            run_inference(config, self.options, crew.part(f"run-{number}"))
+            run_inference(config, self.options, coordinator.part(f"run-{number}"))
 
     def explain(self, processes: int) -> None:
         """Says what `run` would do."""
@@ -65,8 +69,10 @@ def submit(argv: Sequence[str] | None = None) -> None:
     arguments = _parser("Predict the test images and pack the submission.").parse_intermixed_args(
         argv
     )
-    crew = launched_crew() if distributed.launched() else nullcontext(Crew.alone())
-    _start(_job(arguments), arguments.dry_run, crew, distributed.world_size())
+    coordinator = (
+        launched_coordinator() if distributed.launched() else nullcontext(Coordinator.alone())
+    )
+    _start(_job(arguments), arguments.dry_run, coordinator, distributed.world_size())
 
 
 def submit_ddp(argv: Sequence[str] | None = None) -> None:
@@ -87,12 +93,16 @@ def submit_ddp(argv: Sequence[str] | None = None) -> None:
         if arguments.nproc is not None:
             raise InputError("--nproc: torchrun has started the processes already; leave it out")
         job, processes = _job(arguments), distributed.world_size()
-        _start(job, arguments.dry_run, launched_crew(), processes)
+        _start(job, arguments.dry_run, launched_coordinator(), processes)
         return
     processes = _process_count(arguments.nproc)
     job = _job(arguments)
-    crew = nullcontext(Crew.alone()) if processes == 1 else spawned_crew(processes, job.run)
-    _start(job, arguments.dry_run, crew, processes)
+    coordinator = (
+        nullcontext(Coordinator.alone())
+        if processes == 1
+        else spawned_coordinator(processes, job.run)
+    )
+    _start(job, arguments.dry_run, coordinator, processes)
 
 
 def _parser(description: str) -> ArgumentParser:
@@ -141,19 +151,21 @@ def _job(arguments: Namespace) -> _Job:
     return job
 
 
-def _start(job: _Job, dry: bool, crew: AbstractContextManager[Crew], processes: int) -> None:
-    """Runs a job with a crew, or only explains it."""
+def _start(
+    job: _Job, dry: bool, coordinator: AbstractContextManager[Coordinator], processes: int
+) -> None:
+    """Runs a job with a coordinator, or only explains it."""
     if dry:
         if distributed.is_main():
             job.explain(processes)
         return
     with stop_on_signals():
         try:
-            with crew as members:
+            with coordinator as members:
                 job.run(members)
         except (KeyboardInterrupt, SystemExit):
             if distributed.is_main():
-                _LOG.error("stopped; what is finished is kept, run again to go on")
+                logger.error("stopped; what is finished is kept, run again to go on")
             raise
 
 

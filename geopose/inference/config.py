@@ -14,7 +14,7 @@ from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
 from geopose.inference.engines.backends import check_backend
 from geopose.inference.engines.precision import check_precision
-from geopose.inference.predict.ensemble import TTA_PER_MODEL, check_tta_order
+from geopose.inference.predict.ensemble import TTA_PER_MODEL, check_tta_mode
 from geopose.inference.predict.tta import Tta
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -103,7 +103,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
     tta_mode = ensemble.get("tta_mode", TTA_PER_MODEL)
     tta = ensemble.get("tta")
     try:
-        check_tta_order(tta_mode)
+        check_tta_mode(tta_mode)
         Tta.from_name(tta)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

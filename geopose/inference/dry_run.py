@@ -13,7 +13,7 @@ from geopose import distributed
 from geopose.data.rgb import read_rgb
 from geopose.inference.build import build_ensemble, load_entry
 from geopose.inference.config import InferenceConfig
-from geopose.inference.pipeline.device_copy import Transfer
+from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
 from geopose.inference.predict.ensemble import held_bytes
 from geopose.inference.predict.tta import Tta
@@ -23,7 +23,7 @@ from geopose.inference.workers.launch import use_device
 from geopose.output.writer import to_centimetres
 from geopose.system.cores import usable_cores
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def dry_run(config: InferenceConfig, options: RunOptions, processes: int) -> None:
@@ -42,8 +42,8 @@ def dry_run(config: InferenceConfig, options: RunOptions, processes: int) -> Non
     if device.type == "cpu" and processes > 1:
         torch.set_num_threads(max(1, usable_cores() // processes))
     plan = Leader(config, options, device).plan()
-    _LOG.info("%s, into %s (nothing is written now)", config.source, config.submission_dir)
-    _LOG.info("%s", plan.summary())
+    logger.info("%s, into %s (nothing is written now)", config.source, config.submission_dir)
+    logger.info("%s", plan.summary())
     _log_sizes(plan)
     _log_models(config, plan)
     task = next((task for task in plan.tasks if task.predict and task.size != (0, 0)), None)
@@ -55,17 +55,17 @@ def _log_sizes(plan: Plan) -> None:
     sizes = Counter(task.size for task in plan.tasks if task.predict)
     for (height, width), count in sizes.items():
         what = f"{width} x {height} px" if height else "unreadable, they would fail"
-        _LOG.info("  %d images: %s", count, what)
+        logger.info("  %d images: %s", count, what)
 
 
 def _log_models(config: InferenceConfig, plan: Plan) -> None:
     how = ", ".join(f"{key} {value}" for key, value in plan.settings.items() if key != "models")
-    _LOG.info("%d models, %s", len(config.models), how.replace("None", "null"))
+    logger.info("%d models, %s", len(config.models), how.replace("None", "null"))
     for entry in config.models:
         loaded = load_entry(entry)
         millions = sum(weights.numel() for weights in loaded.model.parameters()) / 1e6
         name = loaded.config["model"].get("slug") or type(loaded.model).__name__
-        _LOG.info(
+        logger.info(
             "  %s: %s, %.1f M parameters%s", loaded.source, name, millions,
             f", images reduced by {loaded.downsample}" if loaded.downsample > 1 else "",
         )  # fmt: skip
@@ -82,14 +82,14 @@ def _log_cost(
     rgb = read_rgb(task.record.rgb_file())
     started = time.perf_counter()
     with torch.inference_mode():
-        pixels = Transfer(device).upload([rgb] * sample.batch_size)
+        pixels = DeviceCopy(device).upload([rgb] * sample.batch_size)
         gsd_m = torch.full((sample.batch_size, 1), task.record.gsd_m, device=device)
         prediction = predict(ensemble, pixels, gsd_m, sample.batch_size)
         to_centimetres(prediction.agl_m).agl_cm.cpu()
     seconds = (time.perf_counter() - started) / sample.batch_size
     pixels_in_all = sum(t.size[0] * t.size[1] for t in to_predict)
     total_s = seconds * times * pixels_in_all / (task.size[0] * task.size[1]) / processes
-    _LOG.info(
+    logger.info(
         "%s%s took %.2f s on %s, the start of the models included; about %s for all with "
         "%d process%s",
         "one view of " if sample.tta != config.tta else "", task.record.rgb.name, seconds, device,
@@ -97,7 +97,7 @@ def _log_cost(
     )  # fmt: skip
     held = held_bytes(Tta.from_name(config.tta), config.tta_mode, shape)
     held -= held_bytes(Tta.from_name(sample.tta), sample.tta_mode, pixels.shape)
-    _LOG.info("memory of each process: %s", _memory(device, held))
+    logger.info("memory of each process: %s", _memory(device, held))
 
 
 def _sample(

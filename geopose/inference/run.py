@@ -18,7 +18,7 @@ from geopose import distributed
 from geopose.data.dataset import warn_unconverted
 from geopose.data.layout import read_split
 from geopose.errors import GeoposeError, RunError
-from geopose.files.lock import Claim
+from geopose.files.lock import FolderLock
 from geopose.files.stamp import FileStamp
 from geopose.inference.build import build_ensemble, numerics
 from geopose.inference.config import InferenceConfig
@@ -32,12 +32,12 @@ from geopose.inference.submission.folder import SubmissionFolder
 from geopose.inference.submission.manifest import Journal, Manifest
 from geopose.inference.submission.plan import Plan, make_plan
 from geopose.inference.submission.settings import describe_settings, difference, hash_checkpoints
-from geopose.inference.workers.coordinator import Crew, WorkReport
+from geopose.inference.workers.coordinator import Coordinator, WorkReport
 from geopose.output.archive import members_fingerprint, write_archive
 from geopose.output.writer import output_names
 from geopose.system.cores import usable_cores
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_NAMED = 3  # images in the final error; all of them are logged
 
@@ -75,7 +75,7 @@ class RunReport:
 
 
 def run_inference(
-    config: InferenceConfig, options: RunOptions, crew: Crew | None = None
+    config: InferenceConfig, options: RunOptions, coordinator: Coordinator | None = None
 ) -> RunReport:
     """Predicts what is missing of the test split and packs the submission.
 
@@ -85,57 +85,57 @@ def run_inference(
     Args:
         config: models, views, batch size, folder.
         options: data directory and what to do.
-        crew: the processes; None: this one alone.
+        coordinator: the processes; None: this one alone.
 
     Raises:
         InputError: data, a folder or a checkpoint that cannot be used.
         RunError: some images failed or are missing (all others are written), or the run broke.
     """
-    crew = crew or Crew.alone()
+    coordinator = coordinator or Coordinator.alone()
     device = distributed.local_device()
     with closing(Leader(config, options, device)) as leader:
-        return _run(leader, config, options, crew, device)
+        return _run(leader, config, options, coordinator, device)
 
 
 def _run(
     leader: "Leader",
     config: InferenceConfig,
     options: RunOptions,
-    crew: Crew,
+    coordinator: Coordinator,
     device: torch.device,
 ) -> RunReport:
-    plan = crew.decide("plan", leader.plan)
-    works = crew.rank is not None and bool(plan.tasks)
-    reader = Reader(_decoders(config, plan, crew)) if works else None
+    plan = coordinator.decide("plan", leader.plan)
+    works = coordinator.rank is not None and bool(plan.tasks)
+    reader = Reader(_decoders(config, plan, coordinator)) if works else None
     try:
         report = WorkReport()
         ensemble: PoseEnsemble | None = None
         if works:
             try:
-                ensemble = _load(config, plan, device, crew.size)
-                crew.say_ready()
+                ensemble = _load(config, plan, device, coordinator.size)
+                coordinator.say_ready()
             except GeoposeError as error:
                 report.problem = error
-                crew.report(report)
-        crew.decide("start", lambda: leader.start(plan, crew))
-        with Progress(crew, plan, crew.leads and bool(plan.tasks)):
+                coordinator.report(report)
+        coordinator.decide("start", lambda: leader.start(plan, coordinator))
+        with Progress(coordinator, plan, coordinator.leads and bool(plan.tasks)):
             if reader is not None and report.problem is None:
-                journal = Journal(config.submission_dir, crew.rank or 0)
+                journal = Journal(config.submission_dir, coordinator.rank or 0)
                 outputs = Outputs(leader.folder, plan.fingerprint, journal, options.visualize)
                 pipeline = Pipeline(ensemble, device, reader, outputs, config.batch_size)
-                crew.report(pipeline.run(plan.tasks, crew))
-            if crew.leads:
-                leader.wait(plan, crew)
+                coordinator.report(pipeline.run(plan.tasks, coordinator))
+            if coordinator.leads:
+                leader.wait(plan, coordinator)
     finally:
         if reader is not None:
             reader.close()
-    return crew.decide("outcome", lambda: leader.finish(plan, crew))
+    return coordinator.decide("outcome", lambda: leader.finish(plan, coordinator))
 
 
-def _decoders(config: InferenceConfig, plan: Plan, crew: Crew) -> int:
+def _decoders(config: InferenceConfig, plan: Plan, coordinator: Coordinator) -> int:
     """Decoding processes of this process: no more than its share of cores and of images."""
     cores = max(1, usable_cores() // distributed.local_world_size())
-    return min(config.num_workers, cores, -(-len(plan.tasks) // crew.size))
+    return min(config.num_workers, cores, -(-len(plan.tasks) // coordinator.size))
 
 
 def _load(
@@ -169,7 +169,7 @@ class Leader:
         self._options = options
         self._device = device
         self._manifest = Manifest(config.submission_dir)
-        self._claim: Claim | None = None
+        self._lock: FolderLock | None = None
         self._names: tuple[str, ...] = ()
         self._reports: list[WorkReport] = []
         self._started = time.perf_counter()
@@ -195,19 +195,19 @@ class Leader:
         warn_unconverted([task.record for task in plan.tasks])
         return plan
 
-    def start(self, plan: Plan, crew: Crew) -> None:
+    def start(self, plan: Plan, coordinator: Coordinator) -> None:
         """Makes the folder ready, once a process is ready to fill it.
 
         Raises:
             GeoposeError: no process could load its models, or the folder cannot be written to.
         """
         if plan.tasks:
-            crew.await_ready()
-        _LOG.info("%s", plan.summary())
+            coordinator.await_ready()
+        logger.info("%s", plan.summary())
         if not self._archive_fits(plan):
             self._manifest.archive = None
         keep_archive = self._manifest.archive is not None
-        self._claim = self.folder.make(self._options.visualize, keep_archive)
+        self._lock = self.folder.make(self._options.visualize, keep_archive)
         for task in plan.tasks:
             record = self._manifest.records.get(task.record.rgb.name)
             if task.predict and record is not None and record.settings == plan.fingerprint:
@@ -216,11 +216,11 @@ class Leader:
         self._manifest.save()
         self._started = time.perf_counter()
 
-    def wait(self, plan: Plan, crew: Crew) -> None:
+    def wait(self, plan: Plan, coordinator: Coordinator) -> None:
         """Waits for all processes' reports."""
-        self._reports = crew.reports() if plan.tasks else []
+        self._reports = coordinator.reports() if plan.tasks else []
 
-    def finish(self, plan: Plan, crew: Crew) -> RunReport:
+    def finish(self, plan: Plan, coordinator: Coordinator) -> RunReport:
         """Takes over what the processes noted; packs the archive if nothing is missing.
 
         Raises:
@@ -233,15 +233,15 @@ class Leader:
             raise RunError(problem)
         packed = self._pack()
         seconds = time.perf_counter() - self._started
-        self._log_outcome(plan, crew, seconds, packed)
+        self._log_outcome(plan, coordinator, seconds, packed)
         if problem:
             raise RunError(f"{problem}; no prediction is missing, {self.folder.archive} is whole")
         return RunReport(plan.images, plan.kept, seconds, self.folder.archive)
 
     def close(self) -> None:
         """Lets other runs into the folder."""
-        if self._claim is not None:
-            self._claim.give_up()
+        if self._lock is not None:
+            self._lock.give_up()
 
     def _archive_fits(self, plan: Plan) -> bool:
         """Whether the archive holds what the folder will hold at the end of this run."""
@@ -299,7 +299,7 @@ class Leader:
         stamps = self._stamps()
         others = {path.name for path in self.folder.predictions.iterdir()} - set(stamps)
         if others:
-            _LOG.warning(
+            logger.warning(
                 "%d files in %s are not of this run and stay out of the archive",
                 len(others), self.folder.predictions,
             )  # fmt: skip
@@ -308,7 +308,9 @@ class Leader:
         self._manifest.save()
         return True
 
-    def _log_outcome(self, plan: Plan, crew: Crew, seconds: float, packed: bool) -> None:
+    def _log_outcome(
+        self, plan: Plan, coordinator: Coordinator, seconds: float, packed: bool
+    ) -> None:
         predicted = sum(report.predicted for report in self._reports)
         if predicted:
             work_s = sum(report.work_s for report in self._reports)
@@ -319,15 +321,15 @@ class Leader:
                     [report.output_wait_s for report in self._reports],
                 )
             ]
-            _LOG.info(
+            logger.info(
                 "%d image%s in %.1f s (%.2f s each, %s, %d process%s on %s); the models waited "
                 "%.1f %% of the time for input, %.1f %% for output",
                 predicted, "" if predicted == 1 else "s", seconds, seconds / predicted,
-                " by ".join(numerics(self._config, self._device).values()), crew.size,
-                "" if crew.size == 1 else "es", self._device.type, *waits,
+                " by ".join(numerics(self._config, self._device).values()), coordinator.size,
+                "" if coordinator.size == 1 else "es", self._device.type, *waits,
             )  # fmt: skip
         state = "archive" if packed else "archive kept, it holds the same files"
-        _LOG.info("%s: %s", state, self.folder.archive)
+        logger.info("%s: %s", state, self.folder.archive)
 
 
 def named_and_more(lines: Sequence[str]) -> str:
@@ -335,5 +337,5 @@ def named_and_more(lines: Sequence[str]) -> str:
     if len(lines) <= MAX_NAMED:
         return "; ".join(lines)
     for line in lines:
-        _LOG.error("%s", line)
+        logger.error("%s", line)
     return f"{'; '.join(lines[:MAX_NAMED])}; and {len(lines) - MAX_NAMED} more, listed above"

@@ -47,7 +47,7 @@ from geopose.models.strips import (
     StripTrunk,
 )
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Mish, nn.GELU)
 _NORMS = (nn.BatchNorm2d, BatchNormAct2d)
@@ -79,10 +79,10 @@ def simplify(model: nn.Module) -> nn.Module:
         simple, difference = _simplified(model)
     except Exception as error:  # layers unheard of: whatever they raise, the network itself works
         reason = f"{type(error).__name__}: {one_line(error, 200)}"
-        _LOG.warning("the network cannot be simplified (%s)", reason)
+        logger.warning("the network cannot be simplified (%s)", reason)
         return model
     if not difference <= _LARGEST_DIFFERENCE:
-        _LOG.warning("the network cannot be simplified (answers differ by %.1e)", difference)
+        logger.warning("the network cannot be simplified (answers differ by %.1e)", difference)
         return model
     return simple
 

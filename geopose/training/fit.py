@@ -20,6 +20,7 @@ from geopose.distributed import (
     init_from_env,
     is_distributed,
     is_main,
+    local_world_size,
     shutdown,
     together,
     world_size,
@@ -136,14 +137,13 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     """Everything that can fail on bad input comes before the run directory is made."""
     cfg = start.cfg
     train, optimizer_cfg = cfg["train"], cfg["optimizer"]
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     workers = train["loaders"]
     resources = choose_resources(
         workers["train"]["num_workers"],
         workers["valid"]["num_workers"],
         train["threads"],
         device,
-        local,
+        local_world_size(),
     )
     if device.type == "cpu":
         torch.set_num_threads(resources.threads)

@@ -14,7 +14,7 @@ from geopose.inference.engines.precision import BF16, input_type, set_precision
 from geopose.models.geopose_unet import GeoposeUNetModel
 from geopose.models.simplify import simplify
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 AUTO, EAGER, COMPILE, OPENVINO = "auto", "eager", "compile", "openvino"
 BACKENDS = (AUTO, EAGER, COMPILE, OPENVINO)
@@ -80,7 +80,7 @@ def prepare(model: nn.Module, backend: str, precision: str) -> nn.Module:
                 raise RunError(
                     f"OpenVINO cannot run a network ({_reason(error)}); use inference.backend=eager"
                 ) from error
-            _LOG.warning("OpenVINO failed, going on without it: %s", _reason(error))
+            logger.warning("OpenVINO failed, going on without it: %s", _reason(error))
     model = set_precision(simplify(model), precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Compiled(model) if backend == COMPILE else model
 
@@ -123,5 +123,5 @@ class Compiled(nn.Module):
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from error
                 self._compiled = None
-                _LOG.warning("torch.compile failed, going on without it: %s", _reason(error))
+                logger.warning("torch.compile failed, going on without it: %s", _reason(error))
         return self.model(image, gsd_m)

@@ -30,7 +30,7 @@ from geopose.models import exportable
 from geopose.models.exportable import INPUTS, ExportableHeads
 from geopose.models.geopose_unet import GeoposeUNetModel, HeadOutputs, finish
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PACKAGE = "openvino"
 _FILE = "network.xml"
@@ -160,14 +160,14 @@ def _converted(model: GeoposeUNetModel) -> Any:
     graph = _kept(folder)
     if graph is not None:
         return graph
-    _LOG.info("converting a network for OpenVINO, once; later runs find it in %s", folder.parent)
+    logger.info("converting a network for OpenVINO, once; later runs find it in %s", folder.parent)
     graph = _convert(model)
     _check(graph, model)
     try:
         _keep(graph, folder)
     except (OSError, RuntimeError) as error:
         if not (folder / _FILE).is_file():  # else another process was faster
-            _LOG.warning("%s: cannot be kept for later runs (%s)", folder, one_line(error, 200))
+            logger.warning("%s: cannot be kept for later runs (%s)", folder, one_line(error, 200))
     return graph
 
 
@@ -177,7 +177,7 @@ def _kept(folder: Path) -> Any:
         if (folder / _FILE).is_file():
             return _core().read_model(folder / _FILE)
     except (OSError, RuntimeError) as error:
-        _LOG.warning("%s: cannot be used, converting again (%s)", folder, one_line(error, 200))
+        logger.warning("%s: cannot be used, converting again (%s)", folder, one_line(error, 200))
         shutil.rmtree(folder, ignore_errors=True)
     return None
 

@@ -10,7 +10,7 @@ from geopose.models.fused import Float32Head, LastConv
 from geopose.models.strips import StripHead
 from geopose.system.devices import has_native_bf16
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 FP32, TF32, BF16, FP16 = "fp32", "tf32", "bf16", "fp16"
@@ -50,7 +50,7 @@ def warn_of_precision(wanted: str, device: torch.device) -> None:
     """Says so when a device cannot do what the config asks for."""
     found = resolve_precision(wanted, device)
     if wanted not in (AUTO, found) and not (wanted == TF32 and found == FP32):
-        _LOG.warning("%s cannot compute in %s; computing in %s", device.type, wanted, found)
+        logger.warning("%s cannot compute in %s; computing in %s", device.type, wanted, found)
 
 
 def set_precision(model: nn.Module, precision: str) -> nn.Module:

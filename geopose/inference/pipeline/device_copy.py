@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Transfer:
+class DeviceCopy:
     """Copies between main memory and a device.
 
     Args:

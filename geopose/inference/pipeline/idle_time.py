@@ -20,7 +20,7 @@ class _Gap:
     output_s: float
 
 
-class Pace:
+class IdleTime:
     """Called around every batch.
 
     Attributes:

@@ -16,14 +16,14 @@ from torch import Tensor
 from geopose.errors import GeoposeError, RunError, StorageError
 from geopose.inference.pipeline.background import Background
 from geopose.inference.pipeline.decode import Decoded, Reader
-from geopose.inference.pipeline.device_copy import Transfer
-from geopose.inference.pipeline.idle_time import Pace
-from geopose.inference.pipeline.progress import Headway
+from geopose.inference.pipeline.device_copy import DeviceCopy
+from geopose.inference.pipeline.idle_time import IdleTime
+from geopose.inference.pipeline.progress import ImageProgress
 from geopose.inference.pipeline.write import Outputs, Stored
 from geopose.inference.predict.ensemble import PoseEnsemble, do_nothing
 from geopose.inference.predict.tta import Prediction
 from geopose.inference.submission.plan import Task
-from geopose.inference.workers.coordinator import Crew, WorkReport
+from geopose.inference.workers.coordinator import Coordinator, WorkReport
 from geopose.output.writer import to_centimetres
 
 _WRITERS = {"cpu": 1, "cuda": 3}  # threads; one 2048 x 2048 map takes a core 0.05 s
@@ -54,79 +54,79 @@ class Pipeline:
         self._reader = reader
         self._outputs = outputs
         self._batch_size = batch_size
-        self._transfer = Transfer(device)
-        self._pace = Pace(device)
+        self._device_copy = DeviceCopy(device)
+        self._idle_time = IdleTime(device)
         self._writers = Background(_WRITERS.get(device.type, 1), _WAITING * batch_size)
         self._counting = threading.Lock()
 
-    def run(self, tasks: Sequence[Task], crew: Crew) -> WorkReport:
+    def run(self, tasks: Sequence[Task], coordinator: Coordinator) -> WorkReport:
         """Does tasks until none is left; what went wrong is in the report.
 
         Args:
             tasks: all tasks of the run.
-            crew: shares them out.
+            coordinator: shares them out.
         """
         started = time.perf_counter()
         report = WorkReport()
         images = self._reader.read(
-            tasks, lambda: crew.claim(len(tasks)), crew.size, self._batch_size
+            tasks, lambda: coordinator.claim(len(tasks)), coordinator.size, self._batch_size
         )
         try:
             with torch.inference_mode():
                 for batch in batches(images, self._batch_size):
-                    self._do(batch, crew, report)
+                    self._do(batch, coordinator, report)
             self._writers.finish()
         except GeoposeError as error:
             report.problem = error
         finally:
             self._writers.stop()
         report.work_s = time.perf_counter() - started
-        self._pace.finish(self._reader.wait_s, self._writers.wait_s)
-        report.input_wait_s = self._pace.input_wait_s
-        report.output_wait_s = self._pace.output_wait_s
+        self._idle_time.finish(self._reader.wait_s, self._writers.wait_s)
+        report.input_wait_s = self._idle_time.input_wait_s
+        report.output_wait_s = self._idle_time.output_wait_s
         return report
 
-    def _do(self, batch: list[Decoded], crew: Crew, report: WorkReport) -> None:
+    def _do(self, batch: list[Decoded], coordinator: Coordinator, report: WorkReport) -> None:
         """Computes one batch and leaves its files to the writers."""
         first = batch[0]
         if first.rgb is None:
             if first.task.predict:
                 self._outputs.discard(first)
             report.failed.append((first.name, first.problem))
-            Headway(crew, 1, 0).finish()
+            ImageProgress(coordinator, 1, 0).finish()
         elif first.task.predict:
-            self._pace.before(self._reader.wait_s, self._writers.wait_s)
+            self._idle_time.before(self._reader.wait_s, self._writers.wait_s)
             if self._ensemble is None:
                 raise ValueError("nothing to predict with")
-            headway = Headway(crew, len(batch), self._ensemble.runs)
-            arrived = self._predict(self._ensemble, batch, headway)
-            self._pace.after()
+            image_progress = ImageProgress(coordinator, len(batch), self._ensemble.runs)
+            arrived = self._predict(self._ensemble, batch, image_progress)
+            self._idle_time.after()
             for item, image in enumerate(batch):
-                self._writers.put(self._write_job(image, item, arrived, headway, report))
+                self._writers.put(self._write_job(image, item, arrived, image_progress, report))
         else:
-            headway = Headway(crew, len(batch), 0)
+            image_progress = ImageProgress(coordinator, len(batch), 0)
             for image in batch:
-                self._writers.put(self._draw_job(image, headway, report))
+                self._writers.put(self._draw_job(image, image_progress, report))
 
     def _predict(
-        self, ensemble: PoseEnsemble, batch: list[Decoded], headway: Headway
+        self, ensemble: PoseEnsemble, batch: list[Decoded], image_progress: ImageProgress
     ) -> Callable[[], list[Tensor]]:
         """Starts predicting a batch; the returned function gives what `Stored` holds, N of each."""
-        pixels = self._transfer.upload([image.rgb for image in batch if image.rgb is not None])
+        pixels = self._device_copy.upload([image.rgb for image in batch if image.rgb is not None])
         gsd_m = torch.tensor([[image.task.record.gsd_m] for image in batch])
         prediction = predict(
-            ensemble, pixels, gsd_m.to(self._device), self._batch_size, headway.step
+            ensemble, pixels, gsd_m.to(self._device), self._batch_size, image_progress.step
         )
         heights = to_centimetres(prediction.agl_m)
         flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
-        return self._transfer.download([heights.agl_cm, heights.misfits, flow])
+        return self._device_copy.download([heights.agl_cm, heights.misfits, flow])
 
     def _write_job(
         self,
         image: Decoded,
         item: int,
         arrived: Callable[[], list[Tensor]],
-        headway: Headway,
+        image_progress: ImageProgress,
         report: WorkReport,
     ) -> Callable[[], None]:
         def write() -> None:
@@ -136,16 +136,18 @@ class Pipeline:
                     report.predicted += 1
             except StorageError as error:
                 report.failed.append((image.name, str(error)))
-            headway.finish()
+            image_progress.finish()
 
         return write
 
-    def _draw_job(self, image: Decoded, headway: Headway, report: WorkReport) -> Callable[[], None]:
+    def _draw_job(
+        self, image: Decoded, image_progress: ImageProgress, report: WorkReport
+    ) -> Callable[[], None]:
         def draw() -> None:
             self._outputs.draw(image)
             with self._counting:
                 report.drawn += 1
-            headway.finish()
+            image_progress.finish()
 
         return draw
 

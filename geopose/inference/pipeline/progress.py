@@ -7,24 +7,24 @@ from tqdm import tqdm
 
 from geopose.errors import GeoposeError
 from geopose.inference.submission.plan import Plan
-from geopose.inference.workers.coordinator import Crew
+from geopose.inference.workers.coordinator import Coordinator
 
 _REFRESH_S = 0.25
-IMAGE = 10**6  # parts that an image is counted in; they are whole numbers for the crew
+IMAGE = 10**6  # parts that an image is counted in; they are whole numbers for the coordinator
 _BAR = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
-class Headway:
+class ImageProgress:
     """Counts a batch's work while it is done: an image of many models and views takes long.
 
     Args:
-        crew: counts.
+        coordinator: counts.
         images: of the batch.
         runs: of networks on each image.
     """
 
-    def __init__(self, crew: Crew, images: int, runs: int) -> None:
-        self._crew = crew
+    def __init__(self, coordinator: Coordinator, images: int, runs: int) -> None:
+        self._coordinator = coordinator
         self._images = images
         self._part = IMAGE // (runs + 1)  # writing is the last
         self._left = IMAGE
@@ -32,24 +32,24 @@ class Headway:
     def step(self) -> None:
         """A network has run on all images of the batch."""
         self._left -= self._part
-        self._crew.advance(self._images * self._part)
+        self._coordinator.advance(self._images * self._part)
 
     def finish(self) -> None:
         """One of the images is written, or has failed."""
-        self._crew.advance(self._left)
+        self._coordinator.advance(self._left)
 
 
 class Progress:
     """Shows how far all processes together are, while the block runs.
 
     Args:
-        crew: counts.
+        coordinator: counts.
         plan: what is to do; images kept from earlier runs count as done.
         shown: False: show nothing.
     """
 
-    def __init__(self, crew: Crew, plan: Plan, shown: bool) -> None:
-        self._crew = crew
+    def __init__(self, coordinator: Coordinator, plan: Plan, shown: bool) -> None:
+        self._coordinator = coordinator
         self._plan = plan
         self._shown = shown
         self._stop = threading.Event()
@@ -82,7 +82,7 @@ class Progress:
 
     def _show(self, bar: tqdm, done: int) -> None:
         try:
-            bar.update(done + self._crew.advanced() / IMAGE - bar.n)
+            bar.update(done + self._coordinator.advanced() / IMAGE - bar.n)
         except GeoposeError:  # the run will notice, and say so
             self._stop.set()
         bar.refresh()

@@ -16,11 +16,11 @@ from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError
 from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta
 from geopose.inference.predict.view_batches import ViewBatches
-from geopose.inference.predict.weight_offload import Residence
+from geopose.inference.predict.weight_offload import WeightOffload
 
 TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
-TTA_ORDERS = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
+TTA_MODES = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
 _MEAN_BYTES = 8  # of a pixel: height and magnitude
 
 
@@ -28,24 +28,24 @@ def do_nothing() -> None:
     """What is called where nobody wants to be told."""
 
 
-def check_tta_order(name: object) -> None:
+def check_tta_mode(name: object) -> None:
     """Raises InputError unless `name` is a known order of averaging."""
-    if name not in TTA_ORDERS:
-        known = ", ".join(TTA_ORDERS)
+    if name not in TTA_MODES:
+        known = ", ".join(TTA_MODES)
         raise InputError(f"ensemble.tta_mode: unknown value {name!r}, use one of {known}")
 
 
-def held_bytes(tta: Tta, tta_order: str, shape: torch.Size) -> int:
+def held_bytes(tta: Tta, tta_mode: str, shape: torch.Size) -> int:
     """Memory that an ensemble holds beside the network at work: all views, and unfinished means.
 
     Args:
         tta: the views.
-        tta_order: of averaging.
+        tta_mode: of averaging.
         shape: of the images, N x 3 x H x W.
     """
     image = torch.empty(shape, dtype=torch.uint8, device="meta")
     looks = [view.look(image, torch.empty(shape[0], 1, device="meta")) for view in tta.views]
-    means = len(looks) if tta_order == TTA_PER_ENSEMBLE else 2
+    means = len(looks) if tta_mode == TTA_PER_ENSEMBLE else 2
     return sum(look.image.nbytes for look in looks) + means * _MEAN_BYTES * image[:, 0].numel()
 
 
@@ -122,7 +122,7 @@ class PoseEnsemble(nn.Module):
     Args:
         members: at least one, each (RGB image N x 3 x H x W, gsd_m N x 1) -> Prediction.
         tta: the views.
-        tta_order: "model" (views of a model, then models) or "ensemble" (models of a view, then
+        tta_mode: "model" (views of a model, then models) or "ensemble" (models of a view, then
             views). Directions are normalised before either mean.
         device: where members compute; they may wait on the host.
     """
@@ -131,18 +131,18 @@ class PoseEnsemble(nn.Module):
         self,
         members: Sequence[nn.Module],
         tta: Tta,
-        tta_order: str = TTA_PER_MODEL,
+        tta_mode: str = TTA_PER_MODEL,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         if not members:
             raise InputError("ensemble.models is empty: name at least one checkpoint")
-        check_tta_order(tta_order)
+        check_tta_mode(tta_mode)
         self.members = nn.ModuleList(members)
         self.tta = tta
-        self.tta_order = tta_order
-        self._residence = Residence(self.members, device or torch.device("cpu"))
-        self._batches = [ViewBatches(member, self._residence) for member in members]
+        self.tta_mode = tta_mode
+        self._offload = WeightOffload(self.members, device or torch.device("cpu"))
+        self._batches = [ViewBatches(member, self._offload) for member in members]
 
     @property
     def runs(self) -> int:
@@ -160,7 +160,7 @@ class PoseEnsemble(nn.Module):
             on_run: called after each of `runs`, on a GPU when it has been started.
         """
         looks = [view.look(image, gsd_m) for view in self.tta.views]
-        if self.tta_order == TTA_PER_MODEL:
+        if self.tta_mode == TTA_PER_MODEL:
             return self._views_then_members(looks, image.shape[-2:], on_run)
         return self._members_then_views(looks, image.shape[-2:], on_run)
 

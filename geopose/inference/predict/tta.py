@@ -169,7 +169,7 @@ _VIEWS: dict[str | None, tuple[View, ...]] = {
     "ms": tuple(View(step_px=step) for step in _MS),
     "d4-ms": tuple(View(symmetry, step) for step in _MS for symmetry in SYMMETRIES),
 }
-TTA_MODES = tuple(_VIEWS)
+TTA_NAMES = tuple(_VIEWS)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Tta:
         base = name.removesuffix(GMEAN) if isinstance(name, str) else name
         geometric = base != name
         if not isinstance(base, str | None) or base not in _VIEWS or (geometric and base is None):
-            known = ", ".join("null" if mode is None else mode for mode in TTA_MODES)
+            known = ", ".join("null" if mode is None else mode for mode in TTA_NAMES)
             raise InputError(
                 f"ensemble.tta: unknown mode {name!r}, use one of {known} "
                 f"(with {GMEAN} added: geometric mean of heights)"

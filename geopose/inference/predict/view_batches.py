@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from geopose.inference.predict.tta import Look, Prediction
-from geopose.inference.predict.weight_offload import Residence
+from geopose.inference.predict.weight_offload import WeightOffload
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # More than this brings no speed, and leaves 16 GB enough for the weights of nine models.
 MOST_BYTES = 10 * 2**30
@@ -26,12 +26,12 @@ class ViewBatches:
 
     Args:
         model: (image N x 3 x H x W, gsd_m N x 1) -> Prediction.
-        residence: where the model lives.
+        offload: where the model lives.
     """
 
-    def __init__(self, model: nn.Module, residence: Residence) -> None:
+    def __init__(self, model: nn.Module, offload: WeightOffload) -> None:
         self._model = model
-        self._residence = residence
+        self._offload = offload
         self._limits: dict[torch.Size, int] = {}  # images at once, by their size
 
     def predict(self, looks: Sequence[Look]) -> Iterator[tuple[int, Prediction]]:
@@ -71,19 +71,19 @@ class ViewBatches:
             image = torch.cat([looks[view].image[item : item + 1] for view, item in chunk])
             gsd_m = torch.cat([looks[view].gsd_m[item : item + 1] for view, item in chunk])
             try:
-                with self._residence.at_work(self._model):
+                with self._offload.at_work(self._model):
                     if size in self._limits:
                         return _split(self._model(image, gsd_m))
                     return [self._measure(image, gsd_m, size)]
             except torch.OutOfMemoryError:
-                if len(chunk) == 1 and not self._residence.can_make_room():
+                if len(chunk) == 1 and not self._offload.can_make_room():
                     raise
             # Not in the handler: there the error still holds the maps that did not fit.
             self._give_way(size, len(chunk))
 
     def _measure(self, image: torch.Tensor, gsd_m: torch.Tensor, size: torch.Size) -> Prediction:
         """Predicts the first image of a size and finds out how many more would fit."""
-        device = self._residence.device
+        device = self._offload.device
         if device.type != "cuda" or not getattr(self._model, "uses_torch_memory", True):
             prediction = self._model(image, gsd_m)
             self._limits[size] = 1
@@ -105,11 +105,11 @@ class ViewBatches:
         """After a lack of memory: fewer images at once, or fewer models on the device."""
         if tried > 1:
             self._limits[size] = tried // 2
-            _LOG.info("out of memory with %d images at once, going on with %d", tried, tried // 2)
+            logger.info("out of memory with %d images at once, going on with %d", tried, tried // 2)
         else:
-            self._residence.make_room()
-            _LOG.info("out of memory with all models on the GPU: they wait on the host from here")
-        if self._residence.device.type == "cuda":
+            self._offload.make_room()
+            logger.info("out of memory with all models on the GPU: they wait on the host from here")
+        if self._offload.device.type == "cuda":
             torch.cuda.empty_cache()
 
 

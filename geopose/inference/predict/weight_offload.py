@@ -13,7 +13,7 @@ from torch import nn
 _LARGEST_SHARE = 0.4  # of the free memory for weights; the rest is for the maps
 
 
-class Residence:
+class WeightOffload:
     """Keeps track of the models and moves them.
 
     Args:

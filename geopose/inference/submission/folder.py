@@ -5,7 +5,7 @@ from pathlib import Path
 
 from geopose.errors import InputError
 from geopose.files.atomic import partial_files
-from geopose.files.lock import Claim
+from geopose.files.lock import FolderLock
 from geopose.files.writable import check_folder_target
 
 
@@ -42,7 +42,7 @@ class SubmissionFolder:
         if self.archive.is_dir():
             raise InputError(f"submission_dir: {self.archive} is a directory; remove it")
 
-    def make(self, visualize: bool, keep_archive: bool) -> Claim:
+    def make(self, visualize: bool, keep_archive: bool) -> FolderLock:
         """Makes the folders, keeps other runs out of them and removes what killed processes left.
 
         Args:
@@ -55,7 +55,7 @@ class SubmissionFolder:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            claim = Claim(self.root)
+            lock = FolderLock(self.root)
             self.predictions.mkdir(exist_ok=True)
             if visualize:
                 self.pictures.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ class SubmissionFolder:
                     path.unlink()
             if not keep_archive:
                 self.archive.unlink(missing_ok=True)
-            return claim
+            return lock
         except OSError as error:
             raise InputError(
                 f"submission_dir: cannot write to {self.root}: {error.strerror}"

@@ -17,7 +17,7 @@ from geopose.files.atomic import atomic_path
 from geopose.files.stamp import FileStamp
 from geopose.inference.submission.settings import KnownHashes, Settings
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 _JOURNALS = "manifest.process-*.jsonl"
@@ -116,7 +116,7 @@ class Manifest:
         except FileNotFoundError:
             pass
         except (OSError, *_MALFORMED) as error:
-            _LOG.warning("%s cannot be used (%s); its images are predicted anew", path, error)
+            logger.warning("%s cannot be used (%s); its images are predicted anew", path, error)
             manifest = Manifest(folder)
         manifest.take_journals()
         return manifest

@@ -19,7 +19,7 @@ from geopose.inference.build import numerics
 from geopose.inference.config import InferenceConfig
 from geopose.system.cores import in_order
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Settings = dict[str, Any]
 # path -> [size, time of change, time of change of the file's entry, SHA-256]
@@ -84,7 +84,7 @@ def hash_checkpoints(files: Sequence[Path], known: Mapping[str, list[Any]]) -> K
                 unread.append(file)
         size = sum(found[_key(file)][0] for file in unread)
         if size > _NOTABLE_BYTES:
-            _LOG.info("hashing %d checkpoint files, %.1f GB, once", len(unread), size / 1e9)
+            logger.info("hashing %d checkpoint files, %.1f GB, once", len(unread), size / 1e9)
         for file, digest in zip(unread, in_order(file_sha256, unread), strict=True):
             found[_key(file)][-1] = digest
     except OSError as error:

@@ -48,7 +48,7 @@ def _always_there(_: int) -> str | None:
     return None
 
 
-class Crew:
+class Coordinator:
     """One process's view of the others.
 
     Args:
@@ -74,14 +74,14 @@ class Crew:
         self._lost = lost
 
     @staticmethod
-    def alone() -> "Crew":
+    def alone() -> "Coordinator":
         """A single process that leads and works."""
-        return Crew(dist.HashStore(), 0, 1, leads=True)
+        return Coordinator(dist.HashStore(), 0, 1, leads=True)
 
-    def part(self, name: str) -> "Crew":
-        """The same crew with a memory of its own, for one of several runs in turn."""
+    def part(self, name: str) -> "Coordinator":
+        """The same coordinator with a memory of its own, for one of several runs in turn."""
         store = dist.PrefixStore(name, self._store)
-        return Crew(store, self.rank, self.size, self.leads, self._lost)
+        return Coordinator(store, self.rank, self.size, self.leads, self._lost)
 
     # ------------------------------------------------------------ decisions
 

@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from geopose import distributed
 from geopose.cli import setup_logging
 from geopose.errors import GeoposeError, RunError
-from geopose.inference.workers.coordinator import Crew
+from geopose.inference.workers.coordinator import Coordinator
 from geopose.system.cores import usable_cores
 
 _HOST = "127.0.0.1"
@@ -44,7 +44,9 @@ def use_device() -> None:
 
 
 @contextmanager
-def spawned_crew(processes: int, work: Callable[[Crew], None]) -> Iterator[Crew]:
+def spawned_coordinator(
+    processes: int, work: Callable[[Coordinator], None]
+) -> Iterator[Coordinator]:
     """Starts processes on this machine; gives the view of a leader that does not work itself.
 
     Args:
@@ -62,7 +64,7 @@ def spawned_crew(processes: int, work: Callable[[Crew], None]) -> Iterator[Crew]
     try:
         for child in children:
             child.start()
-        yield Crew(store, None, processes, True, lambda rank: _how_it_ended(children[rank]))
+        yield Coordinator(store, None, processes, True, lambda rank: _how_it_ended(children[rank]))
         patience_s = _FAREWELL_S
     except GeoposeError:
         patience_s = _FAREWELL_S
@@ -91,7 +93,7 @@ def _end(children: list[SpawnProcess], patience_s: float) -> None:
             child.join(None if seconds is None else max(0.0, until - time.monotonic()))
 
 
-def _child(rank: int, processes: int, port: int, work: Callable[[Crew], None]) -> None:
+def _child(rank: int, processes: int, port: int, work: Callable[[Coordinator], None]) -> None:
     """One of the spawned processes."""
     os.environ.update(
         RANK=str(rank),
@@ -106,7 +108,7 @@ def _child(rank: int, processes: int, port: int, work: Callable[[Crew], None]) -
     store = dist.TCPStore(_HOST, port, None, False, _MEETING_TIME)
     with stop_on_signals():
         try:
-            work(Crew(store, rank, processes, leads=False))
+            work(Coordinator(store, rank, processes, leads=False))
         except GeoposeError as error:  # the leader says it
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
@@ -156,7 +158,7 @@ def stop_on_signals() -> Iterator[None]:
 
 
 @contextmanager
-def launched_crew() -> Iterator[Crew]:
+def launched_coordinator() -> Iterator[Coordinator]:
     """Joins the processes that torchrun or another launcher has started; the first one leads.
 
     Raises:
@@ -170,7 +172,7 @@ def launched_crew() -> Iterator[Crew]:
         raise RunError("cannot reach the first process; check the launcher's address") from error
     with session.pulse():
         lost = Silence(session.beats)
-        yield Crew(session.store, rank, size, rank == 0, lost)
+        yield Coordinator(session.store, rank, size, rank == 0, lost)
 
 
 class _Session:

@@ -7,23 +7,23 @@ import pytest
 import torch.distributed as dist
 
 from geopose.errors import InputError, RunError
-from geopose.inference.workers.coordinator import Crew, WorkReport
+from geopose.inference.workers.coordinator import Coordinator, WorkReport
 from geopose.inference.workers.launch import Silence
 
 
-def crew_of(size: int, lost: dict[int, str] | None = None) -> list[Crew]:
+def coordinators(size: int, lost: dict[int, str] | None = None) -> list[Coordinator]:
     store = dist.HashStore()
     return [
-        Crew(store, rank, size, rank == 0, lambda rank: (lost or {}).get(rank))
+        Coordinator(store, rank, size, rank == 0, lambda rank: (lost or {}).get(rank))
         for rank in range(size)
     ]
 
 
 def test_every_image_is_taken_once():
-    crew, taken = crew_of(4), [[] for _ in range(4)]
+    coordinator, taken = coordinators(4), [[] for _ in range(4)]
 
     def take(rank: int) -> None:
-        while (number := crew[rank].claim(500)) is not None:
+        while (number := coordinator[rank].claim(500)) is not None:
             taken[rank].append(number)
 
     threads = [threading.Thread(target=take, args=(rank,)) for rank in range(4)]
@@ -35,13 +35,13 @@ def test_every_image_is_taken_once():
 
 
 def test_runs_in_turn_do_not_share_counters():
-    (alone,) = crew_of(1)
+    (alone,) = coordinators(1)
     first, second = alone.part("run-0"), alone.part("run-1")
     assert [first.claim(2), first.claim(2), first.claim(2), second.claim(2)] == [0, 1, None, 0]
 
 
 def test_all_hear_what_the_leader_decides():
-    leader, other = crew_of(2)
+    leader, other = coordinators(2)
     assert leader.decide("plan", lambda: ["a"]) == ["a"]
     assert other.decide("plan", lambda: pytest.fail("only the leader decides")) == ["a"]
     assert leader.decide("nothing", lambda: None) is None
@@ -49,7 +49,7 @@ def test_all_hear_what_the_leader_decides():
 
 
 def test_the_leader_s_error_is_everybody_s():
-    leader, other = crew_of(2)
+    leader, other = coordinators(2)
 
     def fail() -> None:
         raise InputError("c.yaml: no")
@@ -62,24 +62,24 @@ def test_the_leader_s_error_is_everybody_s():
 
 
 def test_one_process_that_is_ready_is_enough():
-    crew = crew_of(3, {2: "was killed by SIGKILL"})
-    crew[0].report(WorkReport(problem=InputError("a.pth: bad")))
-    crew[1].say_ready()
-    crew[0].await_ready()
+    coordinator = coordinators(3, {2: "was killed by SIGKILL"})
+    coordinator[0].report(WorkReport(problem=InputError("a.pth: bad")))
+    coordinator[1].say_ready()
+    coordinator[0].await_ready()
 
 
 def test_nobody_is_ready():
-    crew = crew_of(2, {1: "was killed by SIGKILL"})
-    crew[0].report(WorkReport(problem=InputError("a.pth: bad")))
+    coordinator = coordinators(2, {1: "was killed by SIGKILL"})
+    coordinator[0].report(WorkReport(problem=InputError("a.pth: bad")))
     with pytest.raises(InputError, match=r"^a\.pth: bad$"):
-        crew[0].await_ready()
+        coordinator[0].await_ready()
 
 
 def test_reports_of_the_living_and_the_lost():
-    crew = crew_of(3, {1: "was killed by SIGKILL", 2: "ended with code 0"})
-    crew[0].report(WorkReport(predicted=3))
-    crew[2].report(WorkReport(predicted=1, problem=RunError("disk full")))
-    first, second, third = crew[0].reports()
+    coordinator = coordinators(3, {1: "was killed by SIGKILL", 2: "ended with code 0"})
+    coordinator[0].report(WorkReport(predicted=3))
+    coordinator[2].report(WorkReport(predicted=1, problem=RunError("disk full")))
+    first, second, third = coordinator[0].reports()
     assert (first.predicted, first.problem) == (3, None)
     assert str(second.problem) == "process 1 was killed by SIGKILL"
     assert (third.predicted, str(third.problem)) == (1, "process 2 stopped: disk full")
