@@ -42,8 +42,8 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """How many of the processes run on this machine and share its cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """How many of the processes run on this machine and share its cores; all, if nobody says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def is_main() -> bool:
