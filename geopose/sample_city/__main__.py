@@ -14,9 +14,9 @@ from geopose.sample_city.writer import write_dataset
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Arguments of `python -m geopose.data.sample_city`."""
+    """Arguments of `python -m geopose.sample_city`."""
     parser = ArgumentParser(
-        prog="python -m geopose.data.sample_city",
+        prog="python -m geopose.sample_city",
         description="Renders SYNTHETIC oblique city scenes with exact height and vertical flow.",
     )
     parser.add_argument("--out", type=Path, help="data directory to write or complete")
