@@ -17,7 +17,7 @@ import geopose.training.fit as fit_module
 import geopose.training.runner as runner_module
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.errors import InputError
-from geopose.training.resume.interrupt import StopSignal
+from geopose.system.signals import StopSignal
 from geopose.training.runner import RunParts
 from tests.training_run import score_of_checkpoint, tiny_overrides, train, weights
 

@@ -75,9 +75,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What a checkpoint says about itself (see `facts_of`); its weights stay on disk."""
     if path.suffix != ONNX:
         return facts_of(load_checkpoint(path), str(path))
-    from geopose.checkpoints.formats.onnx_file import (
-        read_onnx_facts,  # takes a second, and is rarely needed
-    )
+    from geopose.checkpoints.formats.onnx_file import read_onnx_facts
 
     facts = read_onnx_facts(path)
     check_config(facts, path)

@@ -8,8 +8,8 @@ from pathlib import Path
 from geopose.cli import ArgumentParser, run_command
 from geopose.errors import InputError
 from geopose.files.writable import check_folder_target
-from geopose.sample_city.cities import CITIES
-from geopose.sample_city.picture import write_picture
+from geopose.sample_city.view.picture import write_picture
+from geopose.sample_city.world.cities import CITIES
 from geopose.sample_city.writer import write_dataset
 
 

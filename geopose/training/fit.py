@@ -29,6 +29,7 @@ from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order
 from geopose.system.memory import keep_freed_memory
+from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks
 from geopose.training.callbacks.stop import TimeBudget
 from geopose.training.check import check_config, check_loss, check_metrics
@@ -38,7 +39,6 @@ from geopose.training.ema import build_ema
 from geopose.training.initial_weights import apply_initial_weights
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.precision import Precision
-from geopose.training.resume.interrupt import StopSignal
 from geopose.training.resume.position import STATE
 from geopose.training.resume.run_files import rewind
 from geopose.training.runner import GeoposeRunner, RunParts, build_engine

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from geopose.sample_city.buildings import (
+from geopose.sample_city.world.buildings import (
     angled_slab,
     church,
     hall,
@@ -20,8 +20,8 @@ from geopose.sample_city.buildings import (
     tank,
     tower,
 )
-from geopose.sample_city.mesh import Color, gable_building, prism
-from geopose.sample_city.site import Rect, Site
+from geopose.sample_city.world.mesh import Color, gable_building, prism
+from geopose.sample_city.world.site import Rect, Site
 
 STOREY_M = 3.2
 _DEEPEST_LOTS_M = 78.0

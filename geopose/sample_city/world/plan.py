@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from geopose.sample_city.cities import SceneParameters
-from geopose.sample_city.land_use import fill_block
-from geopose.sample_city.mesh import Point
-from geopose.sample_city.site import MARKING, Rect, Site, World
+from geopose.sample_city.world.cities import SceneParameters
+from geopose.sample_city.world.land_use import fill_block
+from geopose.sample_city.world.mesh import Point
+from geopose.sample_city.world.site import MARKING, Rect, Site, World
 
 Span = tuple[float, float]
 _TREE_REACH_M = 22.0  # height of the tallest tree
