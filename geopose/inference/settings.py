@@ -17,7 +17,7 @@ from geopose.checkpoints.fetch import file_sha256
 from geopose.cores import in_order
 from geopose.errors import InputError
 from geopose.inference.build import numerics
-from geopose.inference.config import InferenceConfig
+from geopose.inference.config import InferenceConfig, ModelEntry
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,12 +43,19 @@ def describe_settings(
         device: what it computes on.
         hashes: of every checkpoint file of the config, from `hash_checkpoints`.
     """
-    models = [
-        {"sha256": [hashes[_key(file)][-1] for file in entry.files], "downsample": entry.downsample}
-        for entry in config.models
-    ]
+    models = [_describe_model(entry, hashes) for entry in config.models]
     views = {"tta": config.tta, "tta_mode": config.tta_mode}
     return {"models": models, **views, **numerics(config, device)}
+
+
+def _describe_model(entry: ModelEntry, hashes: Mapping[str, list[Any]]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "sha256": [hashes[_key(file)][-1] for file in entry.files],
+        "downsample": entry.downsample,
+    }
+    if entry.network is not None:
+        described["network"] = [entry.network.text, entry.network.order]
+    return described
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
