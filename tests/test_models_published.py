@@ -3,17 +3,31 @@
 Needs the reference files beside the repository; without them the tests are skipped and say so.
 """
 
+import json
+import os
+import re
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from geopose import keys
+from geopose.checkpoints.__main__ import main
+from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model
+from geopose.cli import run_command
 from geopose.construct import plain
+from geopose.data.io import read_agl_m
+from geopose.inference.command import submit
+from geopose.inference.config import load_config
 from geopose.models.build import build_model
 from geopose.models.legacy import published_to_current
+from geopose.training.transfer import apply_initial_weights
 from tests.published_facts import (
+    CONFIGS,
     MODELS,
     REFERENCE,
     description,
@@ -22,6 +36,8 @@ from tests.published_facts import (
     parameters,
     published_file,
 )
+from tests.published_runs import NOTHING, assert_both_commands
+from tests.tiny_run import ROOT, write_split
 from tests.training_run import composed
 
 pytestmark = needs_reference
@@ -94,9 +110,9 @@ def test_recipe_is_understood() -> None:
 
 
 @pytest.fixture(scope="module")
-def b7_unet(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+def b7_unet(full: Path) -> nn.Module:
     """The filled network, loaded from a published file."""
-    loaded = load_model(published_file(tmp_path_factory.mktemp("b7") / "b7.pth", "b7_unet"))
+    loaded = load_model(full / "b7_unet.pth")
     assert (loaded.channel_order, loaded.downsample) == ("bgr", 1)
     return loaded.model
 
@@ -143,3 +159,71 @@ def test_a_batch_gives_what_single_images_give(b7_unet: nn.Module) -> None:
     key = keys.OUTPUT_AGL_MASK
     maximum = expected[f"seed7/{key}/stats_mean_std_min_max_zerofrac"][3]
     assert_close(output[key][1, 0, ::8, ::8], expected[f"seed7/{key}/sub8"], maximum, key)
+
+
+
+def test_the_pasted_configs_are_the_published_ones() -> None:
+    published = json.loads((REFERENCE / "published_configs.json").read_text())
+    assert published["b7_unet_fold0"] == CONFIGS["b7_unet"]
+    assert published["b6_rdtsc_unet_fold9"] == CONFIGS["b6_rdtsc_unet"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One image of 64 px."""
+    return write_split(tmp_path_factory.mktemp("images") / "data", [(64, 64)])
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one file of each published network."""
+    folder = tmp_path_factory.mktemp("full")
+    for slug in CONFIGS:
+        published_file(folder / f"{slug}.pth", slug)
+    return folder
+
+
+def test_the_published_networks_predict_by_both_commands(
+    full: Path, data: Path, tmp_path: Path
+) -> None:
+    assert_both_commands(full / "b6_rdtsc_unet.pth", data, tmp_path)
+
+
+@pytest.mark.parametrize("slug", ["b7_unet", "b6_rdtsc_unet"])
+def test_the_published_networks_are_described_and_start_trainings(full: Path, slug: str) -> None:
+    said = describe(full / f"{slug}.pth")
+    assert said["parameters"] == f"{description(slug)['num_parameters']:,}"
+    assert (said["slug"], said["epoch"], said["channel order"]) == (slug, "251", "bgr")
+    assert said["fold"] == str(CONFIGS[slug]["dataset"]["fold"])
+    assert said["metrics"] == "valid/loss 0.25, valid/metrics/mean_r2 0.9"
+    cfg = composed(f"model={slug}", "model.channel_order=bgr", "model.encoder.pretrained=false")
+    model = build_model(cfg.model)
+    for key in NOTHING:
+        start = {**NOTHING, key: str(full / f"{slug}.pth"), "model": cfg.model}
+        apply_initial_weights(model, start)
+
+
+def test_the_published_networks_are_averaged_and_exported(
+    full: Path, data: Path, tmp_path: Path
+) -> None:
+    files = [str(full / "b7_unet.pth")] * 2
+    assert run_command(main, ["average", *files, "-o", str(tmp_path / "m.safetensors")]) == 0
+    expected = load_model(full / "b7_unet.pth").model.state_dict()
+    for name, value in load_model(tmp_path / "m.safetensors").model.state_dict().items():
+        assert torch.equal(value, expected[name])
+
+
+def test_a_shipped_ensemble_runs_on_full_files(
+    full: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of four files has all three networks; the others run in small (see ensembles)."""
+    monkeypatch.setenv("GEOPOSE_CACHE", str(full))
+    (path,) = (ROOT / "configs/inference").glob("fp32_0.8910_*.yaml")
+    for entry in load_config(path).models:
+        (slug,) = re.findall(r"_(b\d(?:_rdtsc)?_unet)_", entry.files[0].name)
+        os.link(full / f"{slug}.pth", entry.files[0])
+    arguments = [str(path), "--data-dir", str(data), f"submission_dir={tmp_path}"]
+    assert run_command(submit, arguments) == 0
+    with tarfile.open(tmp_path / "submission_compressed.tar.gz") as archive:
+        assert archive.getnames() == ["ABC_000_AGL.tif", "ABC_000_VFLOW.json"]
+    assert read_agl_m(tmp_path / "submission/ABC_000_AGL.tif").mean() > 0.5

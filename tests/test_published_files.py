@@ -1,47 +1,35 @@
-"""Published checkpoint files through every command that takes one.
+"""Small published checkpoint files through every command that takes one.
 
 What is in the files is pasted in `tests.published_facts` and below, and not taken from configs/ or
-the code. The full-size networks need the reference files beside the repository; the small one, in
-the same form, does not.
+the code. A small network in the published form; for those in full see test_models_published.
 """
 
 import copy
 import json
 import logging
-import os
 import re
-import tarfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from geopose import keys
 from geopose.checkpoints.__main__ import main
-from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
-from geopose.data.dataset import normalize_image
-from geopose.data.io import read_agl_m, read_rgb, read_vflow
 from geopose.errors import InputError
 from geopose.inference.command import submit
-from geopose.inference.config import load_config
 from geopose.models.build import build_model
 from geopose.training.fit import fit
 from geopose.training.transfer import apply_initial_weights
 from tests.published_facts import (
     CONFIGS,
-    REFERENCE,
-    description,
-    needs_reference,
-    published_file,
     published_payload,
 )
-from tests.tiny_run import ROOT, run_script, write_config, write_split
+from tests.published_runs import NOTHING, assert_both_commands, assert_predicted
+from tests.tiny_run import write_config, write_split
 from tests.training_run import composed, tiny_overrides, weights
 
 HEADS = "geopose.models.heads."
@@ -81,7 +69,6 @@ SMALL_TODAY: dict[str, Any] = {
         "_target_": HEADS + "BasicOrientationHead", "dropout_rate": 0.0, "activation": "relu",
     },
 }  # fmt: skip
-NOTHING = {"checkpoint": None, "transfer_encoder_decoder": None, "transfer": None}
 
 
 def changed(**parts: Any) -> dict[str, Any]:
@@ -128,32 +115,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One image of 64 px."""
     return write_split(tmp_path_factory.mktemp("images") / "data", [(64, 64)])
-
-
-def assert_predicted(folder: Path, data: Path, model: Path) -> None:
-    """Compares a run's files with the network of a file, called by hand on BGR planes."""
-    rgb = read_rgb(data / "test/ABC_000_RGB.png")
-    loaded = load_model(model)
-    assert loaded.channel_order == "bgr"
-    with torch.inference_mode():
-        output = loaded.model(normalize_image(rgb, "bgr")[None], torch.tensor([[0.3]]))
-    agl_m = read_agl_m(folder / "submission/ABC_000_AGL.tif")
-    assert agl_m.std() > 0.02  # a flat map would prove nothing
-    np.testing.assert_allclose(agl_m, output[keys.OUTPUT_AGL_MASK][0, 0].numpy(), atol=0.0051)
-    scale = read_vflow(folder / "submission/ABC_000_VFLOW.json")[0]
-    assert scale == pytest.approx(output[keys.OUTPUT_VFLOW_SCALE].item(), rel=1e-4)
-
-
-def assert_both_commands(model: Path, data: Path, folder: Path) -> None:
-    """submit.py here and submit_ddp.py by two processes: the same archive, and the right one."""
-    config = write_config(folder / "c.yaml", [model])
-    arguments = [str(config), "--data-dir", str(data)]
-    assert run_command(submit, [*arguments, f"submission_dir={folder}/one"]) == 0
-    done = run_script("submit_ddp.py", *arguments, "--nproc", 2, f"submission_dir={folder}/two")
-    assert done.returncode == 0, done.stderr
-    archives = [(folder / n / "submission_compressed.tar.gz").read_bytes() for n in ("one", "two")]
-    assert archives[0] == archives[1]
-    assert_predicted(folder / "one", data, model)
 
 
 # --- The small network: what its config means
@@ -340,72 +301,3 @@ def test_all_three_ways_to_start_take_a_published_file(small: Path, key: str) ->
     for name, value in model.state_dict().items():
         if "encoder" not in key or name.startswith(("encoder.", "decoder.")):
             assert torch.equal(value, start[name]), name
-
-
-# --- The published networks in full
-
-
-@needs_reference
-def test_the_pasted_configs_are_the_published_ones() -> None:
-    published = json.loads((REFERENCE / "published_configs.json").read_text())
-    assert published["b7_unet_fold0"] == CONFIGS["b7_unet"]
-    assert published["b6_rdtsc_unet_fold9"] == CONFIGS["b6_rdtsc_unet"]
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one file of each published network."""
-    folder = tmp_path_factory.mktemp("full")
-    for slug in CONFIGS:
-        published_file(folder / f"{slug}.pth", slug)
-    return folder
-
-
-@needs_reference
-def test_the_published_networks_predict_by_both_commands(
-    full: Path, data: Path, tmp_path: Path
-) -> None:
-    assert_both_commands(full / "b6_rdtsc_unet.pth", data, tmp_path)
-
-
-@needs_reference
-@pytest.mark.parametrize("slug", ["b7_unet", "b6_rdtsc_unet"])
-def test_the_published_networks_are_described_and_start_trainings(full: Path, slug: str) -> None:
-    said = describe(full / f"{slug}.pth")
-    assert said["parameters"] == f"{description(slug)['num_parameters']:,}"
-    assert (said["slug"], said["epoch"], said["channel order"]) == (slug, "251", "bgr")
-    assert said["fold"] == str(CONFIGS[slug]["dataset"]["fold"])
-    assert said["metrics"] == "valid/loss 0.25, valid/metrics/mean_r2 0.9"
-    cfg = composed(f"model={slug}", "model.channel_order=bgr", "model.encoder.pretrained=false")
-    model = build_model(cfg.model)
-    for key in NOTHING:
-        start = {**NOTHING, key: str(full / f"{slug}.pth"), "model": cfg.model}
-        apply_initial_weights(model, start)
-
-
-@needs_reference
-def test_the_published_networks_are_averaged_and_exported(
-    full: Path, data: Path, tmp_path: Path
-) -> None:
-    files = [str(full / "b7_unet.pth")] * 2
-    assert run_command(main, ["average", *files, "-o", str(tmp_path / "m.safetensors")]) == 0
-    expected = load_model(full / "b7_unet.pth").model.state_dict()
-    for name, value in load_model(tmp_path / "m.safetensors").model.state_dict().items():
-        assert torch.equal(value, expected[name])
-
-
-@needs_reference
-def test_a_shipped_ensemble_runs_on_full_files(
-    full: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one of four files has all three networks; the others run in small (see ensembles)."""
-    monkeypatch.setenv("GEOPOSE_CACHE", str(full))
-    (path,) = (ROOT / "configs/inference").glob("fp32_0.8910_*.yaml")
-    for entry in load_config(path).models:
-        (slug,) = re.findall(r"_(b\d(?:_rdtsc)?_unet)_", entry.files[0].name)
-        os.link(full / f"{slug}.pth", entry.files[0])
-    arguments = [str(path), "--data-dir", str(data), f"submission_dir={tmp_path}"]
-    assert run_command(submit, arguments) == 0
-    with tarfile.open(tmp_path / "submission_compressed.tar.gz") as archive:
-        assert archive.getnames() == ["ABC_000_AGL.tif", "ABC_000_VFLOW.json"]
-    assert read_agl_m(tmp_path / "submission/ABC_000_AGL.tif").mean() > 0.5

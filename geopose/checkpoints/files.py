@@ -161,6 +161,11 @@ def _read_pickled(path: Path) -> Any:
                 path, map_location="cpu", weights_only=True, mmap=is_mapped(path) or None
             )
     except _UNREADABLE as error:
+        if re.search(r"Unsupported operand (140|147|148|149)\b", str(error)):
+            raise InputError(
+                f"{path}: pickled by protocol 4 or later, which is not read; save it again by "
+                "torch.save with its default pickle_protocol"
+            ) from error
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise InputError(
