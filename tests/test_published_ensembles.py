@@ -60,8 +60,8 @@ def _published(path: Path, seed: int, downsample: int = 1, **parts: Any) -> Path
     target = inner.pop("_target_")
     del inner["channel_order"]
     model = {"_target_": target, "config": inner}
-    # To build it here, what is not read must not be there.
-    payload = payload_of({**model, "config": {k: v for k, v in inner.items() if k != "notes"}}, seed)
+    read = {key: value for key, value in inner.items() if key != "notes"}
+    payload = payload_of({**model, "config": read}, seed)
     config = payload["checkpoint_data"]["config"]
     config["model"] = model
     config["train"]["downsample"] = downsample
