@@ -13,9 +13,8 @@ import torch
 from geopose.cli import run_command
 from geopose.inference.command import submit, submit_ddp
 from geopose.inference.config import load_config
-from tests.test_published_files import SMALL, SMALL_TODAY, small_payload
 from tests.tiny_data import write_data_dir
-from tests.tiny_run import ENVIRONMENT, ROOT, write_split
+from tests.tiny_run import ENVIRONMENT, ROOT, model_config, payload_of, write_split
 
 VARIABLE = "DRIVENDATA_OVERHEAD_GEOPOSE"
 SHIPPED = sorted(path.name for path in (ROOT / "configs/inference").glob("fp32_*.yaml"))
@@ -65,7 +64,10 @@ def test_the_shipped_ensembles_predict(
     data = write_split(tmp_path / "data", [(64, 64)])
     (tmp_path / "cache").mkdir()
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    torch.save(small_payload(SMALL, SMALL_TODAY), tmp_path / "small.pth")
+    inner = {"activation": "silu", **model_config()}
+    del inner["channel_order"], inner["agl_head"]["embedding_size"]
+    payload = payload_of({"_target_": inner.pop("_target_"), "config": inner})
+    torch.save(payload, tmp_path / "small.pth")
     config = f"configs/inference/{name}"
     for entry in load_config(ROOT / config).models:
         os.link(tmp_path / "small.pth", entry.files[0])
