@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,12 +19,12 @@ from geopose.errors import RunError
 from geopose.files.lock import FolderLock
 from geopose.files.stamp import FileStamp
 from geopose.inference.build import numerics
-from geopose.inference.config import InferenceConfig
+from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.precision import warn_of_precision
 from geopose.inference.submission.folder import SubmissionFolder
 from geopose.inference.submission.manifest import Manifest
 from geopose.inference.submission.plan import Plan, make_plan
-from geopose.inference.submission.settings import describe_models, hash_checkpoints
+from geopose.inference.submission.settings import KnownHashes, digests, hash_checkpoints
 from geopose.inference.workers.coordinator import Coordinator, WorkReport
 from geopose.output.archive import members_fingerprint, write_archive
 from geopose.output.writer import output_names
@@ -96,10 +97,10 @@ class Leader:
         self._names = tuple(image.rgb.name for image in images)
         warn_of_precision(self._config.precision, self._device)
         known = Manifest.load(self.folder.root)
-        models = [(entry.files, entry.downsample) for entry in self._config.models]
-        hashes = hash_checkpoints([file for files, _ in models for file in files], known.hashes)
+        files = [file for entry in self._config.models for file in entry.files]
+        hashes = hash_checkpoints(files, known.hashes)
         settings = {
-            "models": describe_models(models, hashes),
+            "models": [_describe(entry, hashes) for entry in self._config.models],
             "tta": self._config.tta,
             "tta_mode": self._config.tta_mode,
             **numerics(self._config, self._device),
@@ -246,6 +247,14 @@ class Leader:
             )  # fmt: skip
         state = "archive" if packed else "archive kept, it holds the same files"
         logger.info("%s: %s", state, self.folder.archive)
+
+
+def _describe(entry: ModelEntry, hashes: KnownHashes) -> dict[str, Any]:
+    """A model by its content, not its name, as it stands in a run's settings."""
+    described = {"sha256": digests(entry.files, hashes), "downsample": entry.downsample}
+    if entry.network is not None:
+        described["network"] = [entry.network.text, entry.network.order]
+    return described
 
 
 def named_and_more(lines: Sequence[str]) -> str:

@@ -29,19 +29,9 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def describe_models(
-    models: Sequence[tuple[Sequence[Path], int | None]], hashes: Mapping[str, list[Any]]
-) -> list[dict[str, Any]]:
-    """The `models` of a run's settings: their content, not their names.
-
-    Args:
-        models: checkpoint files and reduction of the images (None = the checkpoint's) of each.
-        hashes: of every file, from `hash_checkpoints`.
-    """
-    return [
-        {"sha256": [hashes[_key(file)][-1] for file in files], "downsample": downsample}
-        for files, downsample in models
-    ]
+def digests(files: Sequence[Path], hashes: Mapping[str, list[Any]]) -> list[str]:
+    """SHA-256 of each file, out of what `hash_checkpoints` returned."""
+    return [hashes[_key(file)][-1] for file in files]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
