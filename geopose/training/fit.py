@@ -27,7 +27,7 @@ from geopose.distributed import (
 from geopose.errors import GeoposeError, InputError, RunError
 from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
-from geopose.models.build import build_model, channel_order
+from geopose.models.build import build_model, channel_order, model_slug
 from geopose.system.memory import keep_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks
@@ -266,7 +266,7 @@ def _announce(start: Start, parts: RunParts, device: torch.device) -> None:
     logger.info(
         "training %s on %s in %s, %d process%s of %d threads: "
         "%d batches of %d an epoch, %d validation images; run directory %s",
-        start.cfg["model"]["slug"],
+        model_slug(start.cfg["model"]),
         device,
         parts.precision.name,
         processes,
