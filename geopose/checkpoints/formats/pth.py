@@ -31,7 +31,7 @@ from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
 
 ONNX = ".onnx"
-SAVED_VERSIONS = ("torch", "timm", "pytorch-toolbelt", "albumentations", "numpy")
+SAVED_VERSIONS = ("timm", "pytorch-toolbelt", "albumentations", "numpy")
 UNITS = {"agl": "m", "magnitude": "px", "scale": "px/m", "angle": "rad", "gsd": "m/px"}
 
 # What reading a file that is no (whole) checkpoint raises, depending on where it breaks.
@@ -55,12 +55,13 @@ _UNREADABLE = (
 
 def describe_environment() -> dict[str, Any]:
     """What a checkpoint says about its origin: package versions, units, label convention."""
-    versions = {"geopose": geopose.__version__}
+    # torch itself tells its build ("2.13.0+cu130"); the metadata of PyPI's packages leaves it out.
+    versions = {"geopose": geopose.__version__, "torch": str(torch.__version__)}
     for package in SAVED_VERSIONS:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # torch of a custom build may be without metadata
-            versions[package] = str(getattr(torch, "__version__", "")) if package == "torch" else ""
+        except PackageNotFoundError:
+            versions[package] = ""
     return {"versions": versions, "units": dict(UNITS), "label_downsample": LABELS_CONVERTED}
 
 
