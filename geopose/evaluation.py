@@ -193,7 +193,6 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """`evaluate.py PREDICTIONS TRUTH [--json FILE]`: prints the table, writes the JSON."""
     parser = ArgumentParser(
-        prog="evaluate.py",
         description="Score predictions with the official measure: R2 of heights and flow by city.",
     )
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="submission folder")

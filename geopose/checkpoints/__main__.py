@@ -11,6 +11,7 @@ from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
 from geopose.cli import ArgumentParser, run_command
+from geopose.config_folder import shipped_or_own
 from geopose.errors import InputError
 from geopose.inference.config import load_config
 
@@ -26,7 +27,7 @@ def _fetch(args: argparse.Namespace) -> None:
         if is_url(text):
             sources.append(Source(text))
         else:
-            entries = load_config(Path(text)).models
+            entries = load_config(shipped_or_own(Path(text))).models
             sources += [source for entry in entries for source in entry.sources]
     for path in dict.fromkeys(fetch_all(sources)):
         _say_hash(path)

@@ -214,7 +214,6 @@ def _convert_all(tasks: Sequence[_Task], workers: int) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The convert_j2k.py command."""
     parser = ArgumentParser(
-        prog="convert_j2k.py",
         description="Writes a PNG beside every .j2k and .jp2 image of a data directory, because "
         "PNG reads several times faster; or raw files of images and heights, of which training "
         "reads only the crop. Files converted before are skipped.",

@@ -14,6 +14,7 @@ import torch
 from geopose import distributed
 from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
+from geopose.config_folder import shipped_or_own
 from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
 from geopose.errors import InputError
 from geopose.inference.build import load_entry
@@ -140,7 +141,7 @@ def _parser(description: str) -> ArgumentParser:
 def _job(arguments: Namespace) -> _Job:
     """Checks configs and data before any process is started or anything is written."""
     files, overrides = split_arguments(arguments.arguments)
-    configs = load_configs(files, overrides)
+    configs = load_configs([shipped_or_own(file) for file in files], overrides)
     data_dir = resolve_data_dir(arguments.data_dir)
     read_split(data_dir, "test")
     job = _Job(configs, RunOptions(data_dir, arguments.visualize, arguments.force))
