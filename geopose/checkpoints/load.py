@@ -14,6 +14,7 @@ from geopose.checkpoints.weights import check_fit, current_names, load_weights_s
 from geopose.errors import InputError
 from geopose.models.build import build_model
 from geopose.models.legacy import current_model_config
+from geopose.system.optional import needs_extra
 
 # Keys of model configs that only matter to training, or to people.
 _NO_DIFFERENCE = {"pretrained", "slug", "dropout_rate", "drop_path_rate"}
@@ -75,9 +76,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What a checkpoint says about itself (see `facts_of`); its weights stay on disk."""
     if path.suffix != ONNX:
         return facts_of(load_checkpoint(path), str(path))
-    from geopose.checkpoints.formats.onnx_file import (
-        read_onnx_facts,  # takes a second, and is rarely needed
-    )
+    with needs_extra("onnx", str(path)):  # here, as it takes a second and is rarely needed
+        from geopose.checkpoints.formats.onnx_file import read_onnx_facts
 
     facts = read_onnx_facts(path)
     check_config(facts, path)
@@ -86,7 +86,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _onnx_network(path: Path) -> nn.Module:
-    from geopose.checkpoints.formats.onnx_file import OnnxNetwork
+    with needs_extra("onnx", str(path)):
+        from geopose.checkpoints.formats.onnx_file import OnnxNetwork
 
     return OnnxNetwork(path)
 
