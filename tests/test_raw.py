@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from geopose.augment.build import LEVELS, build_augmentation
+from geopose.augment.build import build_augmentation
+from geopose.augment.levels import LEVELS
 from geopose.cli import run_command
 from geopose.data import dataset as dataset_module
 from geopose.data import raw as raw_module
