@@ -11,8 +11,8 @@ import pytest
 
 from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
-from geopose.data.layout import read_split
 from geopose.data.rgb import read_rgb
+from geopose.data.splits import read_split
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector, flow_px
