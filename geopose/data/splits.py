@@ -18,11 +18,18 @@ from geopose.errors import InputError
 
 CHALLENGE = "challenge"
 SPLITS = ("train", "test")
-# Whatever lies in that folder and nothing else: a name from a config is looked up, not imported.
-LAYOUTS: dict[str, Callable[[Path, str], list[ImageRecord]]] = {
-    module.name: importlib.import_module(f"{layouts.__name__}.{module.name}").read_split
-    for module in pkgutil.iter_modules(layouts.__path__)
-}
+Reader = Callable[[Path, str], list[ImageRecord]]
+
+
+def _readers() -> dict[str, Reader]:
+    """Of whatever lies in the folder: a name from a config is looked up there, never imported."""
+    return {
+        module.name: importlib.import_module(f"{layouts.__name__}.{module.name}").read_split
+        for module in pkgutil.iter_modules(layouts.__path__)
+    }
+
+
+LAYOUTS = _readers()
 
 
 def read_split(data_dir: Path | str, split: str, layout: str = CHALLENGE) -> list[ImageRecord]:
