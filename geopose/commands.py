@@ -38,6 +38,6 @@ def evaluate() -> NoReturn:
 
 def convert() -> NoReturn:
     """convert_j2k.py, geopose-convert."""
-    from geopose.data.convert import main as command
+    from geopose.convert import main as command
 
     raise SystemExit(run_command(command))

@@ -21,9 +21,10 @@ from geopose.augment.build import build_augmentation
 from geopose.augment.spatial import SpatialRange
 from geopose.checkpoints.load import load_model
 from geopose.construct import plain
-from geopose.data import layouts, splits
-from geopose.data.convert import convert_directory
-from geopose.data.splits import LAYOUTS, read_split
+from geopose.convert import convert_directory
+from geopose.data import layouts
+from geopose.data.layouts import splits
+from geopose.data.layouts.splits import LAYOUTS, read_split
 from geopose.data.targets import TARGETS
 from geopose.errors import InputError
 from geopose.inference.command import submit

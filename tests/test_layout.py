@@ -15,7 +15,7 @@ from geopose.data.layout import (
     vflow_name,
     viz_name,
 )
-from geopose.data.splits import read_split
+from geopose.data.layouts.splits import read_split
 from geopose.errors import InputError
 from tests.tiny_data import heights, write_data_dir
 

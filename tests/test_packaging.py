@@ -124,7 +124,7 @@ def test_everything_else_works_without_the_optional_packages() -> None:
         "import sys\n"
         "for name in ('onnx', 'onnxruntime', 'onnxscript', 'openvino', 'pytest'):\n"
         "    sys.modules[name] = None\n"
-        "import geopose.checkpoints.__main__, geopose.evaluation, geopose.data.convert\n"
+        "import geopose.checkpoints.__main__, geopose.evaluation, geopose.convert\n"
         "import geopose.inference.command, geopose.training.fit\n"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""One image of a data set and its files, whatever its layout (`geopose.data.splits`).
+"""One image of a data set and its files, whatever its layout (`geopose.data.layouts.splits`).
 
 In: the data directory ($DRIVENDATA_OVERHEAD_GEOPOSE) and what a layout lists. Out: `ImageRecord`s,
 which of their files to read, and the names that predictions of them get.

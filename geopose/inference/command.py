@@ -16,12 +16,13 @@ from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
 from geopose.config_folder import shipped_or_own
 from geopose.data.layout import DATA_DIR_VARIABLE, resolve_data_dir
-from geopose.data.splits import add_layout_option, read_split
+from geopose.data.layouts.splits import add_layout_option, read_split
 from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
 from geopose.inference.dry_run import dry_run
-from geopose.inference.run import RunOptions, run_inference
+from geopose.inference.leader import RunOptions
+from geopose.inference.run import run_inference
 from geopose.inference.submission.folder import SubmissionFolder
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.inference.workers.launch import (

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from geopose.checkpoints.formats.given import GivenNetwork, read_network
 from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
 from geopose.inference.engines.backends import check_backend
@@ -24,7 +25,9 @@ _SECTIONS: dict[str, set[str]] = {
     "inference": {"batch_size", "num_workers", "backend", "precision", "fp16"},
 }
 _Config = DictConfig | ListConfig
-_MODEL_KEYS = {"checkpoint", "sha256", "average_checkpoints", "downsample"}
+_MODEL_KEYS = {
+    "checkpoint", "sha256", "average_checkpoints", "downsample", "model", "channel_order",
+}  # fmt: skip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,10 +38,12 @@ class ModelEntry:
     Attributes:
         sources: one checkpoint, or several whose weights are averaged.
         downsample: reduction of the images; None = as the checkpoint says.
+        network: of files that hold weights alone; None = as the checkpoint says.
     """
 
     sources: tuple[Source, ...]
     downsample: int | None = None
+    network: GivenNetwork | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -226,7 +231,29 @@ def _model_entry(entry: Any, path: Path) -> ModelEntry:
     downsample = None
     if entry.get("downsample") is not None:
         downsample = _whole(entry, "downsample", 1, 1, path)
-    return ModelEntry(tuple(_source(name, path) for name in names), downsample)
+    sources = tuple(_source(name, path) for name in names)
+    return ModelEntry(sources, downsample, _network(entry, downsample, path))
+
+
+def _network(entry: Mapping[str, Any], downsample: int | None, path: Path) -> GivenNetwork | None:
+    """What an entry says of files without a config, in `model` and `channel_order`."""
+    name, order = entry.get("model"), entry.get("channel_order")
+    if name is None and order is None:
+        return None
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{path}: model is {name!r}, must name a model YAML, such as configs/model/b7_unet.yaml"
+            + (" (channel_order goes with it)" if order is not None else "")
+        )
+    if downsample not in (None, 1):
+        raise InputError(
+            f"{path}: downsample is {downsample} beside model: {name}, and weights alone do not "
+            "say whether their scales are those of the reduced image; leave downsample out"
+        )
+    try:
+        return read_network(Path(name).expanduser(), order)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _source(item: Any, path: Path) -> Source:

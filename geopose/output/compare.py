@@ -12,8 +12,8 @@ from pathlib import Path
 from geopose.cli import ArgumentParser, positive_int, run_command
 from geopose.data.heights import read_agl_m
 from geopose.data.layout import ImageRecord, agl_name, resolve_data_dir, vflow_name
+from geopose.data.layouts.splits import CHALLENGE, add_layout_option, read_split
 from geopose.data.rgb import read_rgb
-from geopose.data.splits import CHALLENGE, add_layout_option, read_split
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.files.writable import check_file_target

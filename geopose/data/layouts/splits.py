@@ -1,6 +1,6 @@
 """Reads the images of a data directory, in the layout that a config or an option names.
 
-A layout is a module of `geopose/data/layouts/` with a function
+A layout is another module of this folder with a function
 `read_split(data_dir, split) -> list[ImageRecord]`; the module's name is the layout's. `split` is
 "train" or "test"; a split that the data set does not have is an empty list. What every layout must
 keep to is checked here.
@@ -26,6 +26,7 @@ def _readers() -> dict[str, Reader]:
     return {
         module.name: importlib.import_module(f"{layouts.__name__}.{module.name}").read_split
         for module in pkgutil.iter_modules(layouts.__path__)
+        if f"{layouts.__name__}.{module.name}" != __name__
     }
 
 

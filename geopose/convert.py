@@ -29,9 +29,9 @@ from geopose.data.layout import (
     picture_file,
     resolve_data_dir,
 )
+from geopose.data.layouts.splits import CHALLENGE, SPLITS, add_layout_option, list_images
 from geopose.data.raw import RAW_SUFFIX, write_raw
 from geopose.data.rgb import read_rgb, write_png
-from geopose.data.splits import CHALLENGE, SPLITS, add_layout_option, list_images
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import partial_files
 from geopose.system.cores import usable_cores
