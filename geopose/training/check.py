@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from geopose.data.targets import target_keys
 from geopose.errors import InputError
-from geopose.keys import INPUT_GROUND_SAMPLE_DISTANCE, INPUT_IMAGE_KEY, TARGET_KEYS
+from geopose.keys import INPUT_GROUND_SAMPLE_DISTANCE, INPUT_IMAGE_KEY
 from geopose.losses import LossSum
 from geopose.training.precision import PRECISIONS
 
@@ -131,4 +132,4 @@ def check_loss(model: nn.Module, criterion: LossSum, inputs: Mapping[str, str]) 
     with torch.inference_mode():
         outputs = model.eval()(**arguments)
     model.train()
-    criterion.check(outputs, TARGET_KEYS)
+    criterion.check(outputs, target_keys())
