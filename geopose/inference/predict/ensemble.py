@@ -103,11 +103,10 @@ class Member(nn.Module):
         planes = F.pad(planes, (0, -width % factor, 0, -height % factor), mode="replicate")
         pixels = factor if self.scale_is_downsampled else 1  # see LoadedModel
         reduced = self._run(F.avg_pool2d(planes, factor), gsd_m * pixels)
-        return Prediction(
-            self._enlarge(reduced.agl_m)[..., :height, :width],
-            self._enlarge(reduced.magnitude_px)[..., :height, :width] * pixels,
-            reduced.scale_px_per_m * pixels,
-            reduced.direction,
+        return reduced._replace(
+            agl_m=self._enlarge(reduced.agl_m)[..., :height, :width],
+            magnitude_px=self._enlarge(reduced.magnitude_px)[..., :height, :width] * pixels,
+            scale_px_per_m=reduced.scale_px_per_m * pixels,
         )
 
     def _enlarge(self, maps: Tensor) -> Tensor:
