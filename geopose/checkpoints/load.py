@@ -1,7 +1,6 @@
 """A checkpoint file (or several to average) in, a network ready for inference out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, facts_of
 from geopose.checkpoints.formats.pth import ONNX, check_config, load_checkpoint
+from geopose.checkpoints.loaded import LoadedModel
 from geopose.checkpoints.weights import check_fit, current_names, load_weights_strict, mean_weights
 from geopose.errors import InputError
 from geopose.models.build import build_model
@@ -17,28 +17,6 @@ from geopose.models.legacy import current_model_config
 
 # Keys of model configs that only matter to training, or to people.
 _NO_DIFFERENCE = {"pretrained", "slug", "dropout_rate", "drop_path_rate"}
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A network ready for inference and what its checkpoint says about its input and output.
-
-    Attributes:
-        model: in eval mode, on the CPU, float32.
-        config: the full training config from the file.
-        channel_order: "rgb" or "bgr", the order of the planes it was trained on.
-        downsample: images are reduced by this factor before the model (1 = not).
-        scale_is_downsampled: with downsample > 1, whether scale and gsd belong to the reduced image
-            (trained here) or to the full one (published checkpoints).
-        source: file name(s), for messages.
-    """
-
-    model: nn.Module
-    config: Mapping[str, Any]
-    channel_order: str
-    downsample: int
-    scale_is_downsampled: bool
-    source: str
 
 
 def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
@@ -86,7 +64,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _onnx_network(path: Path) -> nn.Module:
-    from geopose.checkpoints.formats.onnx_file import OnnxNetwork
+    from geopose.inference.engines.onnx_engine import OnnxNetwork
 
     return OnnxNetwork(path)
 

@@ -150,8 +150,9 @@ def _load(
             f"{device} would compute otherwise than the first process ({differing}), and one "
             "archive must not mix both; choose the same in the config's inference section"
         )
-    images = sum(task.predict for task in plan.tasks)
-    return build_ensemble(config, device, -(-images // processes))
+    sizes = [task.size for task in plan.tasks if task.predict]
+    pixels = sum(height * width for height, width in sizes)
+    return build_ensemble(config, device, -(-len(sizes) // processes), pixels // processes)
 
 
 class Leader:
