@@ -19,8 +19,8 @@ _OLD_NAMES = {"eager": TORCH}
 # Runs of a network (models x views x images) from which compiling for a minute or two pays.
 LEAST_RUNS_TO_COMPILE = 10_000
 # Pixels (of all views of all images) from which converting for OpenVINO pays: that costs what 1.5
-# (sample_unet), 2 (b6), 4 (v2s) or 10 (mobilenet_unet) megapixels save. Too early loses seconds, too
-# late a minute.
+# (sample_unet), 2 (b6), 4 (v2s) or 10 (mobilenet_unet) megapixels save. Too early loses seconds,
+# too late a minute.
 LEAST_PIXELS_TO_CONVERT = 4_000_000
 
 
