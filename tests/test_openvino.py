@@ -13,7 +13,7 @@ from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
 from geopose.errors import RunError
 from geopose.inference.command import submit
-from geopose.inference.engines import openvino_engine
+from geopose.inference.engines import backends, openvino_engine
 from geopose.inference.engines.backends import prepare
 from geopose.inference.engines.openvino_engine import OpenVinoNetwork, has_openvino
 from geopose.inference.engines.precision import resolve_precision
@@ -203,20 +203,24 @@ def test_nothing_is_reported_to_anyone():
 
 
 @needs_openvino
-def test_a_run_by_openvino_writes_what_torch_writes(tmp_path, caplog):
+def test_a_run_by_openvino_writes_what_torch_writes(tmp_path, monkeypatch, caplog):
     write_split(tmp_path / "data")
     models = [write_checkpoint(tmp_path / f"{seed}.pth", seed=seed) for seed in (1, 2)]
+    monkeypatch.setattr(backends, "LEAST_PIXELS_TO_CONVERT", 1)  # so that auto is OpenVINO
     written = {}
-    for backend in ("torch", "openvino"):
+    for backend in ("torch", "auto"):
         (tmp_path / backend).mkdir()
         config = write_config(tmp_path / backend / "c.yaml", models, backend=backend)
         arguments = ["--data-dir", str(tmp_path / "data"), "ensemble.tta=flips"]
-        assert run_command(submit, [str(config), *arguments]) == 0
+        with caplog.at_level(logging.INFO):
+            assert run_command(submit, [str(config), *arguments]) == 0
+        count = {"torch": 0, "auto": 2}[backend]
+        assert caplog.text.count("converting a network for OpenVINO") == count
         files = sorted((tmp_path / backend / "out/submission").glob("*_AGL.tif"))
         written[backend] = [read_agl_m(file) for file in files]
     assert "going on without it" not in caplog.text
     assert len(written["torch"]) == len(SIZES)
-    for expected, found in zip(written["torch"], written["openvino"], strict=True):
+    for expected, found in zip(written["torch"], written["auto"], strict=True):
         np.testing.assert_allclose(found, expected, atol=0.0101)
 
 

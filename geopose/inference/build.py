@@ -41,7 +41,8 @@ def build_ensemble(
     runs = images * len(config.models) * views
     backend = resolve_backend(config.backend, device, precision, runs, pixels * views)
     if device.type == "cpu":
-        keep_freed_memory()
+        if backend != OPENVINO:  # which keeps its own, and gives it back when it should
+            keep_freed_memory()
     else:
         allow_tf32(precision != FP32)
         torch.backends.cudnn.benchmark = True  # few sizes, many images: the search for kernels pays
