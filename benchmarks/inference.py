@@ -80,6 +80,7 @@ def calibrated_checkpoint(path: Path, name: str) -> Path:
     model = load_model(path).model
     head: nn.Module = model.agl_head  # type: ignore[assignment]
     branches = [getattr(head, part) for part in ("height", "magnitude")]
+    factor = getattr(head, "output_gain", 1.0)
     last = [branch.conv3 if hasattr(branch, "conv3") else branch[-1] for branch in branches]
     image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     for conv in last:
@@ -88,9 +89,9 @@ def calibrated_checkpoint(path: Path, name: str) -> Path:
         with torch.inference_mode():
             model(image, torch.tensor([[0.5]]))
         hook.remove()
-        mean, gain = seen[0].mean(), 10.0 / seen[0].std()
+        mean, gain = seen[0].mean(), 10.0 / factor / seen[0].std()
         conv.weight.data *= gain
-        conv.bias.data = 20.0 + gain * (conv.bias.data - mean)
+        conv.bias.data = 20.0 / factor + gain * (conv.bias.data - mean)
     payload["model_state_dict"] = model.state_dict()
     save_checkpoint(path, payload)
     return path
