@@ -157,7 +157,7 @@ BAD = {
     "other inputs": "has inputs .*more",
     "other outputs": "outputs",
     "not ours": "does not say which network",
-    "facts that are none": "network is unknown",
+    "facts that are none": "does not say which network",
     "facts not JSON": "not readable",
 }
 

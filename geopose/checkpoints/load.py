@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from geopose.checkpoints.formats.contents import check_network, settled
 from geopose.checkpoints.formats.facts import downsample_of, facts_of
 from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.pth import ONNX, load_checkpoint, load_weights
-from geopose.checkpoints.loaded import LoadedModel
 from geopose.checkpoints.weights import check_fit, current_names, load_weights_strict, mean_weights
 from geopose.errors import InputError
 from geopose.models.build import build_model

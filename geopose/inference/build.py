@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.pth import ONNX
 from geopose.checkpoints.load import load_model
-from geopose.checkpoints.loaded import LoadedModel
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.backends import OPENVINO, TORCH, prepare, resolve_backend
 from geopose.inference.engines.precision import BF16, FP32, resolve_precision

@@ -20,7 +20,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from geopose.checkpoints.formats.facts import METADATA_KEY, facts_from_text, facts_to_text
-from geopose.checkpoints.loaded import LoadedModel
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.load import read_facts
-from geopose.checkpoints.loaded import LoadedModel
 from geopose.errors import InputError, RunError, one_line
 from geopose.inference.engines.engine import Engine
 from geopose.models.exportable import INPUTS, OUTPUTS, named_outputs

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geopose.checkpoints.loaded import LoadedModel
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError
 from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta
