@@ -37,6 +37,7 @@ from geopose.files.atomic import atomic_path  # noqa: E402
 from geopose.geometry import angle_to_vector, flow_map  # noqa: E402
 from geopose.losses import TOTAL_KEY, build_loss  # noqa: E402
 from geopose.models.build import build_model  # noqa: E402
+from geopose.system.memory import keep_freed_memory  # noqa: E402
 from geopose.training.optim import build_optimizer  # noqa: E402
 from geopose.training.precision import PRECISIONS, Precision  # noqa: E402
 
@@ -83,6 +84,8 @@ def run_case(case: Case) -> dict[str, float]:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg: dict[str, Any] = plain(compose("config", [f"model={case.model}"]))
     is_plain = case.precision == PLAIN
+    if device.type == "cpu" and not is_plain:
+        keep_freed_memory()
     precision = Precision("fp32" if is_plain else case.precision, device)
     torch.manual_seed(0)
     model: Any = build_model(cfg["model"], load_pretrained=False).to(device).train()

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import geopose.training.fit as fit_module
+import geopose.training.runner as runner_module
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.errors import InputError
 from geopose.system.signals import StopSignal
@@ -363,11 +365,30 @@ def test_a_training_on_a_cpu_is_set_up_for_it(
         seen.append(parts)
         raise _EnoughError
 
+    monkeypatch.setattr(fit_module, "keep_freed_memory", lambda: seen.append("kept"))
     monkeypatch.setattr(fit_module, "_run", look)
     with pytest.raises(_EnoughError):
         train(sample_dir, tmp_path / "run", "optimizer.precision=bf16", "train.ema=0.9")
-    (parts,) = seen
+    kept, parts = seen
+    assert kept == "kept"
     for network in (parts.model, parts.ema.module):
         kinds = {type(module).__name__ for module in network.modules()}
         assert any(kind.startswith("Float32") for kind in kinds)
     assert parts.optimizer.param_groups[0]["fused"] is True
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a training would use the GPU")
+def test_workers_do_not_take_over_freed_memory(
+    sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    started = DataLoader.__iter__
+
+    def start(self: DataLoader) -> Any:
+        calls.append("started" if self.num_workers else "read")
+        return started(self)
+
+    monkeypatch.setattr(DataLoader, "__iter__", start)
+    monkeypatch.setattr(runner_module, "release_freed_memory", lambda: calls.append("released"))
+    train(sample_dir, tmp_path / "run", "train.epochs=1", "train.loaders.valid.num_workers=1")
+    assert calls == ["read", "released", "started"]

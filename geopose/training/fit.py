@@ -28,6 +28,7 @@ from geopose.errors import GeoposeError, InputError, RunError
 from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order, model_slug
+from geopose.system.memory import keep_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks
 from geopose.training.callbacks.stop import TimeBudget
@@ -194,6 +195,8 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
         Stopped: a signal asked for it; everything is saved.
     """
     device = init_from_env()
+    if device.type == "cpu":
+        keep_freed_memory()
     with StopSignal() as signals:
         start = choose_start(together(lambda: _checked(plain(config))), overrides)
         start = replace(start, cfg=together(lambda: _checked(start.cfg)))

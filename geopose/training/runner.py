@@ -39,6 +39,7 @@ from geopose.keys import (
     TARGET_VFLOW_DIRECTION,
 )
 from geopose.losses import LossSum
+from geopose.system.memory import release_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.report import TensorboardLogger
 from geopose.training.data.mixup import mix_batch
@@ -180,6 +181,8 @@ class GeoposeRunner(SupervisedRunner):
         for key, loader in self.loaders.items():
             self.loader_key, self.loader = key, loader
             self._run_event("on_loader_start")
+            if loader.num_workers:  # it may start them now
+                release_freed_memory()
             self._run_loader()
             if self.is_train_loader:
                 self._trained = snapshot(self, is_epoch_end=False)
