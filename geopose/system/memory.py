@@ -2,8 +2,8 @@
 
 glibc asks the system for every block over 32 MB anew and returns it when it is freed, so that each
 layer of a network on a large image pays for fresh, zeroed pages. With these settings freed blocks
-stay at hand for the next layer. That spares torch a fifth of its time on an image of 1024 x 1024, and
-a quarter of a training step of b7_unet (5 % of one of v2s_unet); OpenVINO keeps its own.
+stay at hand for the next layer. That spares torch a fifth of its time on an image of 1024 x 1024,
+and a quarter of a training step of b7_unet (5 % of one of v2s_unet); OpenVINO keeps its own.
 GEOPOSE_KEEP_MEMORY=0 in the environment leaves glibc as it is.
 """
 
