@@ -7,7 +7,7 @@ from typing import Any
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from geopose.errors import InputError
 
@@ -157,25 +157,61 @@ def _checked(name: str, cfg: Mapping[str, Any], lr: float) -> Schedule:
     return factor
 
 
+class ShareSchedule:
+    """Rates as a function of the number of updates that the run has come by, skipped ones included.
+
+    torch's LambdaLR does the same, but takes a run whose first update is skipped (a loss that is no
+    number, an overflow of fp16) for one that steps in the wrong order, and warns of it.
+
+    Args:
+        optimizer: what it drives; its groups keep their ratio to each other.
+        factor: of the rates that the optimizer starts from, after so many updates.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        self._optimizer, self._factor = optimizer, factor
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        self._updates = 0
+        self._set_rates()
+
+    def step(self) -> None:
+        """Sets the rates of the next update; called after each, whether it was done or skipped."""
+        self._updates += 1
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        factor = self._factor(self._updates)
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the words of torch's schedulers, which older checkpoints hold."""
+        return {"last_epoch": self._updates, "base_lrs": list(self._base_rates)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; the rates as they are come with the optimizer's state."""
+        self._updates, self._base_rates = state["last_epoch"], list(state["base_lrs"])
+
+
 def build_scheduler(
     optimizer: Optimizer,
     cfg: Mapping[str, Any],
     progress: Callable[[int], float],
     lr: float,
     mode: str,
-) -> LambdaLR | ReduceLROnPlateau:
+) -> ShareSchedule | ReduceLROnPlateau:
     """The schedule named in `cfg`.
 
     Args:
         optimizer: what it drives; groups keep their ratio to each other.
         cfg: the scheduler block; rates in it are absolute.
-        progress: share of the run that is done after a number of optimizer steps, 0..1: schedules
-            are functions of it.
+        progress: share of the run that is done after a number of updates, 0..1: schedules are
+            functions of it, so that they end with the run, however many updates were skipped.
         lr: the rate that the optimizer starts from (already multiplied by the processes).
         mode: `max` or `min`: what is better in the metric that `plateau` watches.
 
     Returns:
-        LambdaLR, to be stepped after every optimizer step, or ReduceLROnPlateau, to be stepped
+        ShareSchedule, to be stepped after every update, or ReduceLROnPlateau, to be stepped
         with the metric after every epoch.
 
     Raises:
@@ -199,4 +235,4 @@ def build_scheduler(
     if name not in _SCHEDULES:
         raise InputError(f"scheduler.name={name}: unknown; one of {['plateau', *_SCHEDULES]}")
     factor = _checked(name, cfg, lr)
-    return LambdaLR(optimizer, lambda step: factor(progress(step)))
+    return ShareSchedule(optimizer, lambda step: factor(progress(step)))
