@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from geopose.construct import as_mapping, check_keys, construct
 from geopose.errors import InputError
+from geopose.numbers import is_number
 
 TOTAL_KEY = "loss"
 
@@ -284,7 +285,7 @@ def _build_term(term: Any, where: str) -> tuple[str, nn.Module, str, str, float]
     term = as_mapping(term, where)
     check_keys(term, _TERM_KEYS, _TERM_KEYS - {"weight"}, where)
     weight = term.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0.0:
+    if not is_number(weight) or not weight >= 0.0:
         raise InputError(f"{where}.weight: expected a number >= 0, got {weight!r}")
     loss = construct(term["loss"], LOSSES, f"{where}.loss")
     names = (str(term["prefix"]), loss, str(term["output_key"]), str(term["target_key"]))

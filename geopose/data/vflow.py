@@ -11,6 +11,7 @@ from geopose.data.decoding import read_bytes
 from geopose.errors import InputError, StorageError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.geometry import wrap_angle
+from geopose.numbers import is_number
 
 _CM_PER_M = 100.0
 
@@ -57,7 +58,7 @@ def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> No
 
 def _number(path: Path, content: dict, key: str) -> float:
     value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise InputError(f"{path}: {key!r} is {one_line(value, 120)}, expected a number")
     try:
         number = float(value)

@@ -11,6 +11,7 @@ from torch import nn
 from geopose.construct import as_mapping, check_keys
 from geopose.errors import InputError
 from geopose.models import blocks
+from geopose.numbers import is_whole
 
 BLOCK_TYPES: dict[str, type[nn.Module]] = {
     "unet": blocks.UnetBlock,
@@ -55,7 +56,7 @@ def build_decoder(
     check_keys(config, allowed, {"channels"}, "model.decoder")
     channels = config["channels"]
     wanted = len(encoder_channels) - 1
-    if not isinstance(channels, list) or not all(isinstance(c, int) and c > 0 for c in channels):
+    if not isinstance(channels, list) or not all(is_whole(c, 1) for c in channels):
         raise InputError(f"model.decoder.channels: expected positive integers, got {channels!r}")
     if len(channels) != wanted:
         raise InputError(

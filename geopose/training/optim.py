@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from geopose.errors import InputError
+from geopose.numbers import is_number
 
 Schedule = Callable[[float], float]
 
@@ -56,7 +57,7 @@ def _factor(layerwise: Mapping[str, float], name: str) -> float:
 
 def _check_layerwise(layerwise: Mapping[str, Any], names: list[str]) -> None:
     for layer, factor in layerwise.items():
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 0:
+        if not is_number(factor) or not factor >= 0:
             raise InputError(f"optimizer.layerwise.{layer}={factor}: must be a number from 0")
         if not any(_is_in(name, layer) for name in names):
             raise InputError(f"optimizer.layerwise: this model has no layer {layer}")
@@ -145,7 +146,7 @@ def _checked(name: str, cfg: Mapping[str, Any], lr: float) -> Schedule:
     """The schedule, tried out at a few points so that a bad number is found before the run."""
     for key in ("flat", "warmup", "decay"):
         value = cfg.get(key, 0.5)
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise InputError(f"scheduler.{key}={value}: a share of the run, 0 to 1")
     try:
         factor = _SCHEDULES[name](cfg, lr)
@@ -220,7 +221,7 @@ def build_scheduler(
     name = cfg["name"]
     for key in ("min_lr", "start_lr", "end_lr"):
         value = cfg.get(key, 0.0)
-        if not isinstance(value, int | float):
+        if not is_number(value):
             raise InputError(f"scheduler.{key}={value}: a number")
         if value > lr:
             raise InputError(f"scheduler.{key}={cfg[key]} is above the optimizer's rate {lr}")
