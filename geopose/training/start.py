@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.distributed import broadcast_object, is_main, together, world_size
 from geopose.errors import InputError
+from geopose.old_keys import without_old_keys
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,10 @@ _FREE = (
     "train.show", "train.loaders", "train.threads", "train.cache", "train.max_skipped_share",
     "runner.top_k",
 )  # fmt: skip
-_BLOCKS = ("train", "optimizer", "runner", "dataset")
+# Mappings with the same keys in every run.
+_BLOCKS = (
+    "train", "train.loaders.train", "train.loaders.valid", "optimizer", "runner", "dataset",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def _continued(
     cfg: Mapping[str, Any], payload: Mapping[str, Any], overrides: Sequence[str] | None, path: Path
 ) -> dict[str, Any]:
     """The config of a resumed run; refuses changes to what its weights have come from."""
-    saved: dict[str, Any] = deepcopy(payload["checkpoint_data"]["config"])
+    saved = _with_new_keys(without_old_keys(payload["checkpoint_data"]["config"]), cfg)
     wanted = deepcopy(dict(cfg)) if overrides is None else _changed(saved, cfg, overrides)
     before, now = _flat(saved), _flat(wanted)
     differing = [
@@ -176,13 +180,23 @@ def _continued(
     return {**wanted, "checkpoint": saved.get("checkpoint")}
 
 
+def _with_new_keys(saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the keys that newer versions have added, as they are composed now."""
+    result = {**deepcopy(dict(cfg)), **deepcopy(dict(saved))}
+    for block in _BLOCKS:
+        own, composed = result, cfg
+        for name in block.split("."):
+            own, composed = own[name], composed[name]
+        for key, value in composed.items():
+            own.setdefault(key, deepcopy(value))
+    return result
+
+
 def _changed(
     saved: Mapping[str, Any], cfg: Mapping[str, Any], overrides: Sequence[str]
 ) -> dict[str, Any]:
     """The saved config with the parts that the user has set now."""
-    result = {**deepcopy(dict(cfg)), **deepcopy(dict(saved))}
-    for block in _BLOCKS:  # keys that a newer version has added
-        result[block] = {**deepcopy(cfg[block]), **result[block]}
+    result = deepcopy(dict(saved))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         keys = override.key_or_group.split("@")[0].split(".")
         source: Any = cfg
