@@ -109,16 +109,24 @@ def checked(schema: type, given: Any, inside: str = "") -> dict[str, Any]:
     Raises:
         InputError: names the key, the value and what is allowed.
     """
+    _check_names(schema, given, inside)
+    hints = get_type_hints(schema)
+    node: Any = OmegaConf.structured(schema)
+    return {one.name: _value(node, one, hints[one.name], given, inside) for one in fields(schema)}
+
+
+def _check_names(schema: Any, given: Any, inside: str) -> None:
+    """Refuses unknown keys, in the sections too: a misspelt key is also one that is missing."""
     hints = get_type_hints(schema)
     allowed = ", ".join(inside + name for name in sorted(hints))
     if not isinstance(given, Mapping):
         what = f"{inside.removesuffix('.')}={shown(given)}: " if inside else ""
         raise InputError(f"{what}must hold keys {allowed}")
-    for name in given:
+    for name, value in given.items():
         if name not in hints:
             raise InputError(f"unknown key {inside}{name}; allowed: {allowed}")
-    node: Any = OmegaConf.structured(schema)
-    return {one.name: _value(node, one, hints[one.name], given, inside) for one in fields(schema)}
+        if is_dataclass(hints[name]) and isinstance(value, Mapping):
+            _check_names(hints[name], value, f"{inside}{name}.")
 
 
 def _value(node: Any, one: Field[Any], hint: Any, given: Mapping[str, Any], inside: str) -> Any:

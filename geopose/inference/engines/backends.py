@@ -24,12 +24,6 @@ LEAST_RUNS_TO_COMPILE = 10_000
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def check_backend(name: object) -> None:
-    """Raises InputError unless `name` is a known backend."""
-    if name not in BACKENDS:
-        raise InputError(f"inference.backend: unknown value {name!r}, use {', '.join(BACKENDS)}")
-
-
 def resolve_backend(wanted: str, device: torch.device, runs: int) -> str:
     """The backend that a config means; `auto` is compiled on a GPU in long runs, else eager.
 
