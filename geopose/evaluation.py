@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser
-from geopose.data.heights import CM_PER_M, NODATA_CM, read_agl_cm
+from geopose.data.heights import NODATA_CM, read_agl_m
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
@@ -107,24 +107,22 @@ def _add_image(
     accumulator: ScoreAccumulator, predictions: Path, truth: Path, image_id: str
 ) -> None:
     """Reads one image's four files, checks them, adds them to the score."""
-    true_cm = read_agl_cm(truth / (image_id + AGL_SUFFIX))
+    # In float64: rounding centimetres to float32 metres would cost a perfect score its 1.
+    true_agl_m = read_agl_m(truth / (image_id + AGL_SUFFIX), np.float64)
     true_scale, true_angle = read_vflow(truth / (image_id + VFLOW_SUFFIX))
     pred_scale, pred_angle = read_vflow(predictions / (image_id + VFLOW_SUFFIX))
     path = predictions / (image_id + AGL_SUFFIX)
-    pred_cm = read_agl_cm(path)
-    if pred_cm.shape != true_cm.shape:
-        (height, width), (true_height, true_width) = pred_cm.shape, true_cm.shape
+    pred_agl_m = read_agl_m(path, np.float64)
+    if pred_agl_m.shape != true_agl_m.shape:
+        (height, width), (true_height, true_width) = pred_agl_m.shape, true_agl_m.shape
         raise InputError(
             f"{path}: {width} x {height} pixels, the truth has {true_width} x {true_height}"
         )
-    unknown = int(np.count_nonzero(pred_cm == NODATA_CM))
+    unknown = int(np.count_nonzero(np.isnan(pred_agl_m)))
     if unknown:
         raise InputError(
             f"{path}: {unknown} pixels say {NODATA_CM} (no data); predict a height in every pixel"
         )
-    # Both in float64: rounding centimetres to float32 metres would cost a perfect score its 1.
-    pred_agl_m = pred_cm / CM_PER_M
-    true_agl_m = np.where(true_cm == NODATA_CM, np.nan, true_cm / CM_PER_M)
     accumulator.update(
         city_of(image_id),
         pred_agl_m,

@@ -23,7 +23,7 @@ SECONDS=0
 step() { echo "== $1" >&2; }
 
 step "1/6 sample city (synthetic)"
-"$PYTHON" -m geopose.data.sample_city --out "$data" --train 60 --test 8 --size 512 --seed 0 --workers "$cores"
+"$PYTHON" -m geopose.sample_city --out "$data" --train 60 --test 8 --size 512 --seed 0 --workers "$cores"
 
 step "2/6 convert"
 "$PYTHON" convert_j2k.py --data-dir "$data" --workers "$cores"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The two published trainings, on any number of GPUs and machines (without a GPU: on CPU processes).
+# train_b6_rdtsc_unet_fold9.sh and train_b7_unet_fold0.sh are these two by name.
 #   ./scripts/train_published.sh b6 [KEY=VALUE ...]    b6_rdtsc_unet, fold 9, 300 epochs
 #   ./scripts/train_published.sh b7 [KEY=VALUE ...]    b7_unet, fold 0, 250 epochs
 # Started again, it goes on where it stopped. They were published on 2 GPUs, with 6 (b6) and 8 (b7)

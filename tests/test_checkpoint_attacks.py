@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.errors import InputError
+from geopose.models.build import build_model
 from tests.tiny_run import model_config, tiny_payload
 
 MARKER = "GEOPOSE_TEST_RAN"
@@ -51,7 +51,6 @@ OBJECTS = {
     "torch.serialization.load": torch.load,
     "numpy.load": np.load,
     "builtins.__import__": Call(__import__, "os"),
-    "omegaconf.dictconfig.DictConfig": OmegaConf.create({"a": 1}),
     "pathlib": Path("/tmp"),
     "datetime": datetime(2021, 7, 1),
     "numpy type": np.array([eval], dtype=object),
@@ -164,6 +163,8 @@ def test_pretrained_weights_are_never_looked_for(tmp_path: Path) -> None:
     for where in ("encoder", "config"):
         config = model_config()
         config["encoder"]["pretrained"] = True
+        del config["agl_head"]["embedding_size"]  # the published form does not read it
+        payload["model_state_dict"] = build_model(config, load_pretrained=False).state_dict()
         if where == "config":
             config = {"_target_": config.pop("_target_"), "config": config}
         payload["checkpoint_data"]["config"]["model"] = config

@@ -17,7 +17,13 @@ from geopose.data.heights import read_agl_m
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.inference.command import submit
-from tests.tiny_run import tiny_payload, write_checkpoint, write_config, write_split
+from tests.tiny_run import (
+    model_config,
+    payload_of,
+    write_checkpoint,
+    write_config,
+    write_split,
+)
 
 OUTPUTS = {
     "agl": "OUTPUT_AGL_MASK", "magnitude": "OUTPUT_MAGNITUDE_MASK",
@@ -27,9 +33,19 @@ OUTPUTS = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a.pth, of BGR planes at half size, and a.onnx made of it."""
+    """A folder with a.pth, of BGR planes at half size, and a.onnx made of it.
+
+    Its config is in the published form, and the heights end otherwise than with a ReLU.
+    """
     folder = tmp_path_factory.mktemp("onnx")
-    payload = tiny_payload(seed=3, channel_order="bgr")
+    head = {
+        "_target_": "geopose.models.heads.AGLHead",
+        "agl_activation": "softplus",
+        "agl_transformation": "sqrt",
+    }
+    inner = {"activation": "silu", **model_config(agl_head=head)}
+    del inner["channel_order"]
+    payload = payload_of({"_target_": inner.pop("_target_"), "config": inner}, seed=3)
     payload["checkpoint_data"]["config"]["train"]["downsample"] = 2
     payload["checkpoint_data"]["config"]["dataset"] = {"fold": 4}
     save_checkpoint(folder / "a.pth", payload)

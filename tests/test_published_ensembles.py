@@ -25,14 +25,24 @@ from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.inference.command import submit
 from geopose.inference.config import load_config
-from tests.tiny_run import ROOT, tiny_payload, write_config, write_split
+from tests.tiny_run import (
+    ROOT,
+    model_config,
+    payload_of,
+    tiny_payload,
+    write_config,
+    write_split,
+)
 
 SHIPPED = sorted(path for path in (ROOT / "configs/inference").glob("fp32_*.yaml"))
 SIZES = ((64, 96), (50, 37))
 HEADS = "geopose.models.heads."
 # The parts that tell the published architectures apart.
 B7_UNET = {"agl_head": {"_target_": HEADS + "SimpleAGLHead", "embedding_size": 8}}
-RDTSC_UNET = {"decoder": {"block_type": "residual_unet", "upsample": "rdtsc", "channels": [8, 12]}}
+RDTSC_UNET = {
+    "decoder": {"block_type": "residual_unet", "upsample": "rdtsc", "channels": [8, 12]},
+    "agl_head": {"_target_": HEADS + "AGLHead", "num_upsample_blocks": 1, "activation": "silu"},
+}
 Predict = Callable[[Tensor, float], tuple[Tensor, float, Tensor]]
 
 
@@ -45,10 +55,17 @@ class Pose(NamedTuple):
 
 
 def _published(path: Path, seed: int, downsample: int = 1, **parts: Any) -> Path:
-    """A file as the second place wrote them: old parameter names, no word on channels or labels."""
-    payload = tiny_payload(seed, **parts)
+    """A file as the second place wrote them: the network under `model.config` with an activation
+    beside its parts, old parameter names, no word on channels or labels.
+    """
+    inner = {"activation": "silu", "notes": "read by nobody", **model_config(**parts)}
+    target = inner.pop("_target_")
+    del inner["channel_order"]
+    model = {"_target_": target, "config": inner}
+    read = {key: value for key, value in inner.items() if key != "notes"}
+    payload = payload_of({**model, "config": read}, seed)
     config = payload["checkpoint_data"]["config"]
-    config["model"].pop("channel_order", None)
+    config["model"] = model
     config["train"]["downsample"] = downsample
     weights = {
         re.sub(r"(blocks\.\d)\.norm(\d)\.", r"\1.abn\2.bn.", name)

@@ -17,8 +17,11 @@ from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector, flow_px
 from geopose.sample_city.__main__ import main
-from geopose.sample_city.cities import CITIES, scene_parameters
-from geopose.sample_city.mesh import (
+from geopose.sample_city.view.raster import GROUND_ID, View, rasterize
+from geopose.sample_city.view.render import render_scene
+from geopose.sample_city.view.shade import sun_mask
+from geopose.sample_city.world.cities import CITIES, scene_parameters
+from geopose.sample_city.world.mesh import (
     MeshBuilder,
     flat_building,
     gable_building,
@@ -26,10 +29,7 @@ from geopose.sample_city.mesh import (
     regular_ring,
     shed_building,
 )
-from geopose.sample_city.plan import build_world
-from geopose.sample_city.raster import GROUND_ID, View, rasterize
-from geopose.sample_city.render import render_scene
-from geopose.sample_city.shade import sun_mask
+from geopose.sample_city.world.plan import build_world
 from geopose.sample_city.writer import write_dataset
 
 GRAY = (128.0, 128.0, 128.0)

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
+from geopose.system.distutils_shim import ensure_distutils
 from geopose.system.torchvision_shim import ensure_torchvision
 assert ensure_torchvision() == ensure_torchvision() != "absent"
+ensure_distutils()  # of these, catalyst alone needs it
 import torchvision, timm, pytorch_toolbelt.modules, catalyst.dl
 """
 

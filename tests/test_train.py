@@ -17,7 +17,7 @@ import geopose.training.fit as fit_module
 import geopose.training.runner as runner_module
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.errors import InputError
-from geopose.training.resume.interrupt import StopSignal
+from geopose.system.signals import StopSignal
 from geopose.training.runner import RunParts
 from tests.training_run import score_of_checkpoint, tiny_overrides, train, weights
 
@@ -311,7 +311,7 @@ def launch(
         f"if os.environ.get('RANK') == '{rank}' and "
         "os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "    sys.path.insert(0, os.environ['PYTHONPATH'].split(':')[-1])\n"
-        "    from geopose.training.callbacks import ScoreCallback\n"
+        "    from geopose.training.callbacks.score import ScoreCallback\n"
         "    def trap(self, runner):\n"
         "        if runner.epoch_step == 2:\n"
         f"{textwrap.indent(trap, ' ' * 12)}\n"

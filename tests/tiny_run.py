@@ -42,7 +42,11 @@ def model_config(**changes: Any) -> dict[str, Any]:
 
 def tiny_payload(seed: int = 0, **changes: Any) -> dict[str, Any]:
     """A checkpoint's content with random weights and heights of a few metres."""
-    config = model_config(**changes)
+    return payload_of(model_config(**changes), seed)
+
+
+def payload_of(config: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """The same for any `model` node of a config."""
     torch.manual_seed(seed)
     model = build_model(config, load_pretrained=False)
     for name, parameter in model.named_parameters():
@@ -53,7 +57,7 @@ def tiny_payload(seed: int = 0, **changes: Any) -> dict[str, Any]:
     return {
         "model_state_dict": model.state_dict(),
         "checkpoint_data": {"config": {"model": config, "train": {"downsample": 1}}, "epoch": 3},
-        "channel_order": config["channel_order"],
+        "channel_order": config.get("channel_order", "bgr"),
     }
 
 

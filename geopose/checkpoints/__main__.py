@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geopose.checkpoints.export import WRITERS, check_target, write_network
+from geopose.checkpoints.formats.given import CHANNEL_ORDERS, GivenNetwork, read_network
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
+from geopose.checkpoints.remote.listed import listed_sources
 from geopose.cli import ArgumentParser, run_command
 from geopose.errors import InputError
-from geopose.inference.config import load_config
 
 
 def _say_hash(path: Path) -> None:
@@ -26,17 +27,26 @@ def _fetch(args: argparse.Namespace) -> None:
         if is_url(text):
             sources.append(Source(text))
         else:
-            entries = load_config(Path(text)).models
-            sources += [source for entry in entries for source in entry.sources]
+            sources += listed_sources(Path(text))
     for path in dict.fromkeys(fetch_all(sources)):
         _say_hash(path)
 
 
+def _given(args: argparse.Namespace) -> GivenNetwork | None:
+    """The network that the command line names."""
+    if args.model is not None:
+        return read_network(args.model, args.channel_order)
+    if args.channel_order is not None:
+        raise InputError("--channel-order goes with --model; a file with a config says its own")
+    return None
+
+
 def _info(args: argparse.Namespace) -> None:
+    given = _given(args)
     for number, name in enumerate(args.files):
         path = fetch(Source(name))
         sys.stdout.write(f"{'' if number == 0 else chr(10)}{path}\n")
-        for key, value in describe(path).items():
+        for key, value in describe(path, given).items():
             sys.stdout.write(f"  {key + ':':<15} {value}\n")
 
 
@@ -45,9 +55,10 @@ def _average(args: argparse.Namespace) -> None:
     if len(args.files) < 2:
         raise InputError("average: give at least two files")
     check_target(args.output, args.force, (".pth", ".safetensors"))
+    given = _given(args)
     paths = fetch_all([Source(name) for name in args.files])
-    loaded = load_model(paths)
-    facts = read_facts(paths[0])
+    loaded = load_model(paths, given)
+    facts = read_facts(paths[0], given)
     facts["checkpoint_data"] = {"config": facts["checkpoint_data"]["config"]}
     facts["averaged_from"] = [{"file": p.name, "sha256": file_sha256(p)} for p in paths]
     write_network(args.output, loaded, facts)
@@ -56,9 +67,10 @@ def _average(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     check_target(args.output, args.force)
+    given = _given(args)
     path = fetch(Source(args.file))
-    load_checkpoint(path)  # an .onnx file has no weights to export
-    write_network(args.output, load_model(path), read_facts(path))
+    load_checkpoint(path, given)  # an .onnx file has no weights to export
+    write_network(args.output, load_model(path, given), read_facts(path, given))
     _say_hash(args.output)
 
 
@@ -78,7 +90,24 @@ def _parser() -> ArgumentParser:
     fetch.add_argument("what", nargs="+", metavar="CONFIG | URL", help="inference config, or URL")
     fetch.set_defaults(run=_fetch)
 
-    info = commands.add_parser("info", help="what a file is: network, fold, epoch, scores, hash")
+    network = ArgumentParser(add_help=False)
+    network.add_argument(
+        "--model",
+        type=Path,
+        metavar="YAML",
+        help="the network of files that hold weights alone, such as configs/model/b7_unet.yaml",
+    )
+    network.add_argument(
+        "--channel-order",
+        choices=CHANNEL_ORDERS,
+        help="what that network reads, if not what the YAML says (bgr if it says nothing)",
+    )
+
+    info = commands.add_parser(
+        "info",
+        parents=[network],
+        help="what a file is: network, fold, epoch, scores, hash",
+    )
     info.add_argument("files", nargs="+", metavar="FILE")
     info.set_defaults(run=_info)
 
@@ -86,7 +115,7 @@ def _parser() -> ArgumentParser:
     force.add_argument("--force", action="store_true", help="overwrite a file that is there")
 
     average = commands.add_parser(
-        "average", parents=[force], help="mean weights of several files of one network"
+        "average", parents=[network, force], help="mean weights of several files of one network"
     )
     average.add_argument("files", nargs="+", metavar="FILE")
     average.add_argument(
@@ -95,7 +124,9 @@ def _parser() -> ArgumentParser:
     average.set_defaults(run=_average)
 
     export = commands.add_parser(
-        "export", parents=[force], help="the network alone, without what training left in the file"
+        "export",
+        parents=[network, force],
+        help="the network alone, without what training left in the file",
     )
     export.add_argument("file", metavar="FILE")
     export.add_argument("output", type=Path, metavar="OUT", help=" or ".join(WRITERS))

@@ -25,9 +25,7 @@ def _write_safetensors(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]
 
 
 def _write_onnx(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
-    from geopose.checkpoints.formats.onnx_file import (
-        export_onnx,  # takes a second, and is rarely needed
-    )
+    from geopose.checkpoints.formats.onnx_file import export_onnx
 
     export_onnx(path, loaded, facts)
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from geopose.checkpoints.formats.facts import downsample_of
-from geopose.checkpoints.formats.pth import load_checkpoint
+from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.pth import load_weights
 from geopose.checkpoints.load import read_facts
 from geopose.checkpoints.remote.fetch import file_sha256
 from geopose.construct import TARGET
@@ -17,16 +18,20 @@ from geopose.models.legacy import current_model_config
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def describe(path: Path) -> dict[str, str]:
+def describe(path: Path, given: GivenNetwork | None = None) -> dict[str, str]:
     """Architecture, slug, fold, epoch, metrics, parameters, channel order, downsample, versions
     and SHA-256 of a checkpoint, as text; what the file does not say is left out.
+
+    Args:
+        path: the file.
+        given: the network of a file that holds weights alone.
 
     Raises:
         InputError: unreadable file, or a config that describes no network.
     """
-    facts = read_facts(path)
+    facts = read_facts(path, given)
     # An .onnx file has folded some of its weights away, and says how many there were.
-    count = facts.get("parameters") or _count(load_checkpoint(path)["model_state_dict"])
+    count = facts.get("parameters") or _count(load_weights(path)["model_state_dict"])
     data = facts["checkpoint_data"]
     config = data["config"]
     described = {

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geopose.checkpoints.formats.contents import check_network, settled
 from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, facts_of
-from geopose.checkpoints.formats.pth import ONNX, check_config, load_checkpoint
+from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.pth import ONNX, load_checkpoint, load_weights
 from geopose.checkpoints.weights import check_fit, current_names, load_weights_strict, mean_weights
 from geopose.errors import InputError
 from geopose.models.build import build_model
@@ -41,7 +43,9 @@ class LoadedModel:
     source: str
 
 
-def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
+def load_model(
+    paths: str | Path | Sequence[str | Path], given: GivenNetwork | None = None
+) -> LoadedModel:
     """Builds the network that a checkpoint describes and fills it with its weights.
 
     Weights are the only large thing in memory: not read are a .pth's optimizer state and, for an
@@ -50,6 +54,7 @@ def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
     Args:
         paths: one .pth, .safetensors or .onnx file (which onnxruntime will run), or several of the
             first two whose weights are averaged.
+        given: the network of files that hold weights alone.
 
     Returns:
         The model in eval mode on the CPU, with channel order and downsampling.
@@ -60,9 +65,13 @@ def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     source = " + ".join(file.name for file in files) if len(files) > 1 else str(files[0])
-    facts = _common_facts(files, source)
+    facts = _common_facts(files, source, given)
+    if files[0].suffix == ONNX:
+        model = _onnx_network(files[0])
+    else:
+        model = _network(files, facts, source, given)
     return LoadedModel(
-        _onnx_network(files[0]) if files[0].suffix == ONNX else _network(files, facts, source),
+        model,
         facts["checkpoint_data"]["config"],
         facts["channel_order"],
         downsample_of(facts, source),
@@ -71,16 +80,22 @@ def load_model(paths: str | Path | Sequence[str | Path]) -> LoadedModel:
     )
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself (see `facts_of`); its weights stay on disk."""
+def read_facts(path: Path, given: GivenNetwork | None = None) -> dict[str, Any]:
+    """What a checkpoint says about itself (see `facts_of`); its weights stay on disk.
+
+    Args:
+        path: the file.
+        given: the network of a file that holds weights alone.
+    """
     if path.suffix != ONNX:
-        return facts_of(load_checkpoint(path), str(path))
-    from geopose.checkpoints.formats.onnx_file import (
-        read_onnx_facts,  # takes a second, and is rarely needed
-    )
+        return facts_of(load_checkpoint(path, given), str(path))
+    if given is not None:
+        raise InputError(f"{path}: an .onnx file is a network itself; leave {given.source} out")
+    from geopose.checkpoints.formats.onnx_file import read_onnx_facts  # rarely needed, takes long
 
     facts = read_onnx_facts(path)
-    check_config(facts, path)
+    check_network(facts, path)
+    facts = {**facts, "checkpoint_data": settled(facts["checkpoint_data"], path)}
     count = facts.get("parameters")
     return {**facts_of(facts, str(path)), "parameters": count if isinstance(count, int) else None}
 
@@ -91,25 +106,27 @@ def _onnx_network(path: Path) -> nn.Module:
     return OnnxNetwork(path)
 
 
-def _network(files: Sequence[Path], facts: Mapping[str, Any], source: str) -> nn.Module:
+def _network(
+    files: Sequence[Path], facts: Mapping[str, Any], source: str, given: GivenNetwork | None
+) -> nn.Module:
     """The network that facts describe, with the mean weights of files, float32, in eval mode."""
     try:
         model = _build(facts["checkpoint_data"]["config"]["model"])
     except InputError as error:
-        raise InputError(f"{files[0]}: {error}") from error
+        raise InputError(f"{given.source if given else files[0]}: {error}") from error
     for file in files:
-        weights = load_checkpoint(file)["model_state_dict"]
+        weights = load_weights(file)["model_state_dict"]
         check_fit(model, current_names(weights, str(file)), str(file))
     load_weights_strict(model, mean_weights(files, source), source)
     return model.float().eval()
 
 
-def _common_facts(files: Sequence[Path], source: str) -> dict[str, Any]:
+def _common_facts(files: Sequence[Path], source: str, given: GivenNetwork | None) -> dict[str, Any]:
     """Facts of the first file, after a look at whether the others go with it."""
     if len(files) > 1:
-        facts = [facts_of(load_checkpoint(file), str(file)) for file in files]
+        facts = [facts_of(load_checkpoint(file, given), str(file)) for file in files]
     else:
-        facts = [read_facts(files[0])]
+        facts = [read_facts(files[0], given)]
     for other in facts[1:]:
         for what, differs in (
             ("channel order", other["channel_order"] != facts[0]["channel_order"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from geopose.checkpoints.formats.pth import is_mapped, load_checkpoint
+from geopose.checkpoints.formats.pth import is_mapped, load_weights
 from geopose.errors import InputError
 from geopose.models.legacy import rename_state_dict
 
@@ -90,8 +90,9 @@ def mean_weights(paths: Sequence[Path], source: str) -> dict[str, Tensor]:
         source: their names, for messages.
 
     Returns:
-        Weights under today's names, in the first file's types. Of counts of batches, which have no
-        mean, the largest is taken; other integer buffers must be the same in all files.
+        Weights under today's names, in the first file's types; a mean of 16-bit numbers in float32,
+        because it has more digits than they have. Of counts of batches, which have no mean, the
+        largest is taken; other integer buffers must be the same in all files.
 
     Raises:
         InputError: an unreadable file; names, shapes or integer buffers that differ.
@@ -101,7 +102,8 @@ def mean_weights(paths: Sequence[Path], source: str) -> dict[str, Tensor]:
         _check_alike(first, _weights_of(path), source)
     mapped = all(is_mapped(path) for path in paths)
     groups = _groups(first) if mapped else [list(first)]
-    types = {name: tensor.dtype for name, tensor in first.items()}
+    several = len(paths) > 1
+    types = {n: _mean_type(t.dtype) if several else t.dtype for n, t in first.items()}
     del first
     mean: dict[str, Tensor] = {}
     for names in groups:
@@ -111,8 +113,12 @@ def mean_weights(paths: Sequence[Path], source: str) -> dict[str, Tensor]:
     return mean
 
 
+def _mean_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
+
+
 def _weights_of(path: Path) -> dict[str, Tensor]:
-    return current_names(load_checkpoint(path)["model_state_dict"], str(path))
+    return current_names(load_weights(path)["model_state_dict"], str(path))
 
 
 def _groups(weights: Mapping[str, Tensor]) -> list[list[str]]:

@@ -29,16 +29,16 @@ CM_PER_M = 100.0
 _ROUNDING_M = 0.005
 
 
-def read_agl_m(path: Path | str) -> NDArray[np.float32]:
+def read_agl_m(path: Path | str, dtype: type = np.float32) -> NDArray:
     """Reads a height map: one-page uint16 TIFF, or raw, in centimetres, 65535 = no data.
 
     Returns:
-        H x W float32, metres above ground, NaN where there is no data.
+        H x W of this floating type, metres above ground, NaN where there is no data.
 
     Raises:
         InputError: missing or broken file, or not a single-channel 16-bit unsigned TIFF.
     """
-    return metres(read_agl_cm(path))
+    return metres(read_agl_cm(path), dtype)
 
 
 def open_agl_m(path: Path | str) -> "RawHeights | NDArray[np.float32]":
@@ -66,8 +66,9 @@ class RawHeights:
         return metres(self._raw[window])
 
 
-def metres(agl_cm: NDArray[np.uint16]) -> NDArray[np.float32]:
-    agl_m = agl_cm.astype(np.float32) / np.float32(CM_PER_M)
+def metres(agl_cm: NDArray[np.uint16], dtype: type = np.float32) -> NDArray:
+    """Stored centimetres as metres, NaN = no data; a new array of this floating type."""
+    agl_m = agl_cm.astype(dtype) / dtype(CM_PER_M)
     agl_m[agl_cm == NODATA_CM] = np.nan
     return agl_m
 

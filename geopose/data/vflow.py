@@ -8,12 +8,11 @@ import math
 from pathlib import Path
 
 from geopose.data.decoding import read_bytes
+from geopose.data.heights import CM_PER_M
 from geopose.errors import InputError, StorageError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.geometry import wrap_angle
 from geopose.numbers import is_number
-
-_CM_PER_M = 100.0
 
 
 def read_vflow(path: Path | str) -> tuple[float, float]:
@@ -34,7 +33,7 @@ def read_vflow(path: Path | str) -> tuple[float, float]:
         raise InputError(f'{path}: expected {{"scale": px per cm, "angle": radians}}')
     scale_px_per_cm = _number(path, content, "scale")
     angle_rad = _number(path, content, "angle")
-    scale_px_per_m = scale_px_per_cm * _CM_PER_M
+    scale_px_per_m = scale_px_per_cm * CM_PER_M
     if scale_px_per_cm < 0 or math.isinf(scale_px_per_m):
         raise InputError(f"{path}: scale is {scale_px_per_cm}, expected px per cm, 0 or more")
     return scale_px_per_m, wrap_angle(angle_rad)
@@ -51,7 +50,7 @@ def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> No
         raise StorageError(
             f"{path}: scale {scale_px_per_m} px/m, angle {angle_rad} cannot be written"
         )
-    content = {"scale": scale_px_per_m / _CM_PER_M, "angle": wrap_angle(angle_rad)}
+    content = {"scale": scale_px_per_m / CM_PER_M, "angle": wrap_angle(angle_rad)}
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(content))
 

@@ -16,7 +16,7 @@ from geopose.system.memory import keep_freed_memory
 
 def load_entry(entry: ModelEntry) -> LoadedModel:
     """The model of one entry of `ensemble.models`; InputError if its files cannot be used."""
-    loaded = load_model(entry.files)
+    loaded = load_model(entry.files, entry.network)
     return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
 
 

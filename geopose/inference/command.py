@@ -19,7 +19,8 @@ from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
 from geopose.inference.dry_run import dry_run
-from geopose.inference.run import RunOptions, run_inference
+from geopose.inference.leader import RunOptions
+from geopose.inference.run import run_inference
 from geopose.inference.submission.folder import SubmissionFolder
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.inference.workers.launch import (

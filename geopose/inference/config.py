@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from geopose.checkpoints.formats.given import GivenNetwork, read_network
 from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
 from geopose.inference.engines.backends import BACKENDS
@@ -56,6 +57,8 @@ class _Model:
     sha256: str | None = key(None)
     average_checkpoints: list[Any] | None = key(None, least=1, meaning="paths or URLs")
     downsample: int | None = key(None, least=1)
+    model: str | None = key(None, meaning="a model YAML, such as configs/model/b7_unet.yaml")
+    channel_order: str | None = key(None, choices=("rgb", "bgr"))
 
 
 @dataclass
@@ -73,10 +76,12 @@ class ModelEntry:
     Attributes:
         sources: one checkpoint, or several whose weights are averaged.
         downsample: reduction of the images; None = as the checkpoint says.
+        network: of files that hold weights alone; None = as the checkpoint says.
     """
 
     sources: tuple[Source, ...]
     downsample: int | None = None
+    network: GivenNetwork | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -208,7 +213,7 @@ def _model_entry(entry: Any, where: str) -> ModelEntry:
         raise InputError(f"{where}: give either checkpoint or average_checkpoints")
     if several is None:
         pinned = {"checkpoint": single, "sha256": model["sha256"]}
-        return ModelEntry((_source(pinned, where),), model["downsample"])
+        return ModelEntry((_source(pinned, where),), model["downsample"], _network(model))
     if model["sha256"] is not None:
         raise InputError(
             f"{where}: sha256 belongs to one file: average_checkpoints: "
@@ -218,7 +223,25 @@ def _model_entry(entry: Any, where: str) -> ModelEntry:
         _source(item, f"{where}.average_checkpoints[{number}]")
         for number, item in enumerate(several)
     )
-    return ModelEntry(sources, model["downsample"])
+    return ModelEntry(sources, model["downsample"], _network(model))
+
+
+def _network(model: Mapping[str, Any]) -> GivenNetwork | None:
+    """What an entry says of files without a config, in `model` and `channel_order`."""
+    name, order, downsample = model["model"], model["channel_order"], model["downsample"]
+    if name is None and order is None:
+        return None
+    if not name:
+        raise InputError(
+            f"model is {name!r}, must name a model YAML, such as configs/model/b7_unet.yaml"
+            + (" (channel_order goes with it)" if order is not None else "")
+        )
+    if downsample not in (None, 1):
+        raise InputError(
+            f"downsample is {downsample} beside model: {name}, and weights alone do not say "
+            "whether their scales are those of the reduced image; leave downsample out"
+        )
+    return read_network(Path(name).expanduser(), order)
 
 
 def _source(item: Any, where: str) -> Source:

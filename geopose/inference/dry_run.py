@@ -13,11 +13,11 @@ from geopose import distributed
 from geopose.data.rgb import read_rgb
 from geopose.inference.build import build_ensemble, load_entry
 from geopose.inference.config import InferenceConfig
+from geopose.inference.leader import Leader, RunOptions
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
 from geopose.inference.predict.ensemble import held_bytes
 from geopose.inference.predict.tta import Tta
-from geopose.inference.run import Leader, RunOptions
 from geopose.inference.submission.plan import Plan, Task
 from geopose.inference.workers.launch import use_device
 from geopose.output.writer import to_centimetres

@@ -1,77 +1,29 @@
 """A run over the test split, the same for one process and for many: images in, an archive out.
 
-The leader decides what is to do, every process does what it takes from the common list, the leader
-packs the archive. Finished images of earlier runs are kept. If an image fails or a process is lost,
-the others go on, but then there is no archive and the run has failed; another run does the rest.
+Plan, load, predict each image, write, pack. The leader decides what is to do, every process does
+what it takes from the common list, the leader packs the archive.
 """
 
-import logging
-import time
-from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from geopose import distributed
-from geopose.data.dataset import warn_unconverted
-from geopose.data.layout import read_split
 from geopose.errors import GeoposeError, RunError
-from geopose.files.lock import FolderLock
-from geopose.files.stamp import FileStamp
 from geopose.inference.build import build_ensemble, numerics
 from geopose.inference.config import InferenceConfig
-from geopose.inference.engines.precision import warn_of_precision
+from geopose.inference.leader import Leader, RunOptions, RunReport
 from geopose.inference.pipeline.decode import Reader
 from geopose.inference.pipeline.pipeline import Pipeline
 from geopose.inference.pipeline.progress import Progress
 from geopose.inference.pipeline.write import Outputs
 from geopose.inference.predict.ensemble import PoseEnsemble
 from geopose.inference.submission.folder import SubmissionFolder
-from geopose.inference.submission.manifest import Journal, Manifest
-from geopose.inference.submission.plan import Plan, make_plan
-from geopose.inference.submission.settings import describe_settings, difference, hash_checkpoints
+from geopose.inference.submission.manifest import Journal
+from geopose.inference.submission.plan import Plan
+from geopose.inference.submission.settings import difference
 from geopose.inference.workers.coordinator import Coordinator, WorkReport
-from geopose.output.archive import members_fingerprint, write_archive
-from geopose.output.writer import output_names
 from geopose.system.cores import usable_cores
-
-logger = logging.getLogger(__name__)
-
-MAX_NAMED = 3  # images in the final error; all of them are logged
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a command's options choose.
-
-    Attributes:
-        data_dir: with `metadata.csv`, `geopose_test.csv` and `test/`.
-        visualize: also write a picture of each image.
-        force: predict everything anew.
-    """
-
-    data_dir: Path
-    visualize: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """What a run did.
-
-    Attributes:
-        images: number of images of the test split.
-        kept: how many of them were finished before.
-        seconds: from the first image to the finished archive.
-        archive: the file with all of them.
-    """
-
-    images: int
-    kept: int
-    seconds: float
-    archive: Path
 
 
 def run_inference(
@@ -94,248 +46,74 @@ def run_inference(
     coordinator = coordinator or Coordinator.alone()
     device = distributed.local_device()
     with closing(Leader(config, options, device)) as leader:
-        return _run(leader, config, options, coordinator, device)
+        plan = coordinator.decide("plan", leader.plan)
+        with closing(_Worker(config, plan, device, coordinator)) as worker:
+            worker.load()
+            coordinator.decide("start", lambda: leader.start(plan, coordinator))
+            with Progress(coordinator, plan, coordinator.leads and bool(plan.tasks)):
+                worker.predict_and_write(options.visualize)
+                if coordinator.leads:
+                    leader.wait(plan, coordinator)
+        return coordinator.decide("outcome", lambda: leader.finish(plan, coordinator))
 
 
-def _run(
-    leader: "Leader",
-    config: InferenceConfig,
-    options: RunOptions,
-    coordinator: Coordinator,
-    device: torch.device,
-) -> RunReport:
-    plan = coordinator.decide("plan", leader.plan)
-    works = coordinator.rank is not None and bool(plan.tasks)
-    reader = Reader(_decoders(config, plan, coordinator)) if works else None
-    try:
-        report = WorkReport()
-        ensemble: PoseEnsemble | None = None
-        if works:
-            try:
-                ensemble = _load(config, plan, device, coordinator.size)
-                coordinator.say_ready()
-            except GeoposeError as error:
-                report.problem = error
-                coordinator.report(report)
-        coordinator.decide("start", lambda: leader.start(plan, coordinator))
-        with Progress(coordinator, plan, coordinator.leads and bool(plan.tasks)):
-            if reader is not None and report.problem is None:
-                journal = Journal(config.submission_dir, coordinator.rank or 0)
-                outputs = Outputs(leader.folder, plan.fingerprint, journal, options.visualize)
-                pipeline = Pipeline(ensemble, device, reader, outputs, config.batch_size)
-                coordinator.report(pipeline.run(plan.tasks, coordinator))
-            if coordinator.leads:
-                leader.wait(plan, coordinator)
-    finally:
-        if reader is not None:
-            reader.close()
-    return coordinator.decide("outcome", lambda: leader.finish(plan, coordinator))
+class _Worker:
+    """This process's share of a run; nothing at all where it only leads or nothing is to do."""
 
+    def __init__(
+        self, config: InferenceConfig, plan: Plan, device: torch.device, coordinator: Coordinator
+    ) -> None:
+        self._config, self._plan = config, plan
+        self._device, self._coordinator = device, coordinator
+        self._ensemble: PoseEnsemble | None = None
+        self._reader: Reader | None = None
+        if coordinator.rank is not None and plan.tasks:
+            self._reader = Reader(self._decoders())  # before there is anything large to copy
 
-def _decoders(config: InferenceConfig, plan: Plan, coordinator: Coordinator) -> int:
-    """Decoding processes of this process: no more than its share of cores and of images."""
-    cores = max(1, usable_cores() // distributed.local_world_size())
-    return min(config.num_workers, cores, -(-len(plan.tasks) // coordinator.size))
+    def _decoders(self) -> int:
+        """Decoding processes: no more than this process's share of cores and of images."""
+        cores = max(1, usable_cores() // distributed.local_world_size())
+        images = -(-len(self._plan.tasks) // self._coordinator.size)
+        return min(self._config.num_workers, cores, images)
 
+    def load(self) -> None:
+        """Loads the models; a process that cannot says so, and the others do its share."""
+        if self._reader is None:
+            return
+        try:
+            self._ensemble = self._load()
+            self._coordinator.say_ready()
+        except GeoposeError as error:
+            self.close()
+            self._coordinator.report(WorkReport(problem=error))
 
-def _load(
-    config: InferenceConfig, plan: Plan, device: torch.device, processes: int
-) -> PoseEnsemble | None:
-    """The models, if any image needs them, sure to compute as the leader's do."""
-    if not plan.predicts:
-        return None
-    here = numerics(config, device)
-    if differing := difference({key: plan.settings.get(key) for key in here}, here):
-        raise RunError(
-            f"{device} would compute otherwise than the first process ({differing}), and one "
-            "archive must not mix both; choose the same in the config's inference section"
+    def _load(self) -> PoseEnsemble | None:
+        """The models, if any image needs them, sure to compute as the leader's do."""
+        if not self._plan.predicts:
+            return None
+        here = numerics(self._config, self._device)
+        if differing := difference({key: self._plan.settings.get(key) for key in here}, here):
+            raise RunError(
+                f"{self._device} would compute otherwise than the first process ({differing}), and "
+                "one archive must not mix both; choose the same in the config's inference section"
+            )
+        images = sum(task.predict for task in self._plan.tasks)
+        return build_ensemble(self._config, self._device, -(-images // self._coordinator.size))
+
+    def predict_and_write(self, visualize: bool) -> None:
+        """Does images until none is left, and reports."""
+        if self._reader is None:
+            return
+        folder = SubmissionFolder(self._config.submission_dir)
+        journal = Journal(folder.root, self._coordinator.rank or 0)
+        outputs = Outputs(folder, self._plan.fingerprint, journal, visualize)
+        pipeline = Pipeline(
+            self._ensemble, self._device, self._reader, outputs, self._config.batch_size
         )
-    images = sum(task.predict for task in plan.tasks)
-    return build_ensemble(config, device, -(-images // processes))
-
-
-class Leader:
-    """What one process of a run does for all: the plan, the folder, the archive.
-
-    Args:
-        config: of the run.
-        options: of the command.
-        device: what the processes compute on.
-    """
-
-    def __init__(self, config: InferenceConfig, options: RunOptions, device: torch.device) -> None:
-        self.folder = SubmissionFolder(config.submission_dir)
-        self._config = config
-        self._options = options
-        self._device = device
-        self._manifest = Manifest(config.submission_dir)
-        self._lock: FolderLock | None = None
-        self._names: tuple[str, ...] = ()
-        self._reports: list[WorkReport] = []
-        self._started = time.perf_counter()
-
-    def plan(self) -> Plan:
-        """Decides what is to do; writes nothing.
-
-        Raises:
-            InputError: the data, the folder or a checkpoint file cannot be used.
-        """
-        self.folder.check(self._options.visualize)
-        images = read_split(self._options.data_dir, "test")
-        self._names = tuple(image.rgb.name for image in images)
-        warn_of_precision(self._config.precision, self._device)
-        known = Manifest.load(self.folder.root)
-        files = [file for entry in self._config.models for file in entry.files]
-        hashes = hash_checkpoints(files, known.hashes)
-        settings = describe_settings(self._config, self._device, hashes)
-        if not self._options.force:
-            self._manifest = known
-        self._manifest.hashes = hashes
-        plan = make_plan(images, self._manifest, self.folder, settings, self._options.visualize)
-        warn_unconverted([task.record for task in plan.tasks])
-        return plan
-
-    def start(self, plan: Plan, coordinator: Coordinator) -> None:
-        """Makes the folder ready, once a process is ready to fill it.
-
-        Raises:
-            GeoposeError: no process could load its models, or the folder cannot be written to.
-        """
-        if plan.tasks:
-            coordinator.await_ready()
-        logger.info("%s", plan.summary())
-        if not self._archive_fits(plan):
-            self._manifest.archive = None
-        keep_archive = self._manifest.archive is not None
-        self._lock = self.folder.make(self._options.visualize, keep_archive)
-        for task in plan.tasks:
-            record = self._manifest.records.get(task.record.rgb.name)
-            if task.predict and record is not None and record.settings == plan.fingerprint:
-                del self._manifest.records[task.record.rgb.name]  # it was found not to hold
-        self._manifest.settings[plan.fingerprint] = plan.settings
-        self._manifest.save()
-        self._started = time.perf_counter()
-
-    def wait(self, plan: Plan, coordinator: Coordinator) -> None:
-        """Waits for all processes' reports."""
-        self._reports = coordinator.reports() if plan.tasks else []
-
-    def finish(self, plan: Plan, coordinator: Coordinator) -> RunReport:
-        """Takes over what the processes noted; packs the archive if nothing is missing.
-
-        Raises:
-            RunError: images failed or are missing, or a process did not reach the end.
-        """
-        self._manifest.take_journals()
-        self._manifest.save()
-        problem = self._problem(plan)
-        if self._missing(plan):
-            raise RunError(problem)
-        packed = self._pack()
-        seconds = time.perf_counter() - self._started
-        self._log_outcome(plan, coordinator, seconds, packed)
-        if problem:
-            raise RunError(f"{problem}; no prediction is missing, {self.folder.archive} is whole")
-        return RunReport(plan.images, plan.kept, seconds, self.folder.archive)
+        self._coordinator.report(pipeline.run(self._plan.tasks, self._coordinator))
 
     def close(self) -> None:
-        """Lets other runs into the folder."""
-        if self._lock is not None:
-            self._lock.give_up()
-
-    def _archive_fits(self, plan: Plan) -> bool:
-        """Whether the archive holds what the folder will hold at the end of this run."""
-        if plan.predicts or self._manifest.archive is None:
-            return False
-        if self._manifest.packed != members_fingerprint(self._stamps()):
-            return False
-        try:
-            return FileStamp.of_file(self.folder.archive) == self._manifest.archive
-        except OSError:
-            return False
-
-    def _stamps(self) -> dict[str, FileStamp]:
-        """The files of this run's images, and no others."""
-        return {
-            name: self._manifest.records[image].files[name]
-            for image in self._names
-            for name in output_names(image)
-        }
-
-    def _missing(self, plan: Plan) -> list[str]:
-        """Images of the test split that have no prediction with this run's settings."""
-        records = self._manifest.records
-        return [
-            name
-            for name in self._names
-            if name not in records or records[name].settings != plan.fingerprint
-        ]
-
-    def _problem(self, plan: Plan) -> str:
-        """One line for the user about all that went wrong; empty if nothing did."""
-        failed = dict(sorted(pair for report in self._reports for pair in report.failed))
-        unfinished = self._missing(plan)
-        nothing = ", no archive written" if unfinished else ""
-        parts = []
-        if failed:
-            named = named_and_more(list(failed.values()))
-            parts.append(
-                f"{len(failed)} of {plan.images} images failed{nothing} (the others are in "
-                f"{self.folder.predictions}): {named}"
-            )
-        parts += [str(report.problem) for report in self._reports if report.problem is not None]
-        missing = [name for name in unfinished if name not in failed]
-        if missing:
-            parts.append(
-                f"{len(missing)} of {plan.images} images are missing, no archive written: "
-                f"{named_and_more(missing)}; run again to do only these"
-            )
-        return "; ".join(parts)
-
-    def _pack(self) -> bool:
-        """Archive of exactly this run's files; False if the one that is there holds them."""
-        if self._manifest.archive is not None:
-            return False
-        stamps = self._stamps()
-        others = {path.name for path in self.folder.predictions.iterdir()} - set(stamps)
-        if others:
-            logger.warning(
-                "%d files in %s are not of this run and stay out of the archive",
-                len(others), self.folder.predictions,
-            )  # fmt: skip
-        self._manifest.archive = write_archive(self.folder.archive, self.folder.predictions, stamps)
-        self._manifest.packed = members_fingerprint(stamps)
-        self._manifest.save()
-        return True
-
-    def _log_outcome(
-        self, plan: Plan, coordinator: Coordinator, seconds: float, packed: bool
-    ) -> None:
-        predicted = sum(report.predicted for report in self._reports)
-        if predicted:
-            work_s = sum(report.work_s for report in self._reports)
-            waits = [
-                100.0 * sum(values) / work_s
-                for values in (
-                    [report.input_wait_s for report in self._reports],
-                    [report.output_wait_s for report in self._reports],
-                )
-            ]
-            logger.info(
-                "%d image%s in %.1f s (%.2f s each, %s, %d process%s on %s); the models waited "
-                "%.1f %% of the time for input, %.1f %% for output",
-                predicted, "" if predicted == 1 else "s", seconds, seconds / predicted,
-                " by ".join(numerics(self._config, self._device).values()), coordinator.size,
-                "" if coordinator.size == 1 else "es", self._device.type, *waits,
-            )  # fmt: skip
-        state = "archive" if packed else "archive kept, it holds the same files"
-        logger.info("%s: %s", state, self.folder.archive)
-
-
-def named_and_more(lines: Sequence[str]) -> str:
-    """The first of some lines, and how many more there are; all of them go to the log then."""
-    if len(lines) <= MAX_NAMED:
-        return "; ".join(lines)
-    for line in lines:
-        logger.error("%s", line)
-    return f"{'; '.join(lines[:MAX_NAMED])}; and {len(lines) - MAX_NAMED} more, listed above"
+        """Ends the decoding processes."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None

@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "celu": partial(nn.CELU, inplace=True),
     "selu": partial(nn.SELU, inplace=True),
     "gelu": nn.GELU,
+    "softplus": nn.Softplus,
     "none": nn.Identity,
 }
 ACTIVATION_SYNONYMS = {

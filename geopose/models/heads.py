@@ -1,7 +1,7 @@
 """Heads: feature maps and gsd in; height (m), magnitude (px), direction and scale out.
 
-Height heads return maps at `stride` pixels a cell, both ReLU-positive; orientation heads return an
-`Orientation`.
+Height heads return maps at `stride` pixels a cell, both not negative unless a head is told to end
+otherwise than with a ReLU; orientation heads return an `Orientation`.
 """
 
 from collections.abc import Callable, Sequence
@@ -95,6 +95,36 @@ def _upsample_stages(channels: int, count: int, activation: str) -> tuple[nn.Seq
     return nn.Sequential(*layers), channels
 
 
+class _ZeroSafeSqrt(nn.Module):
+    """Square root whose gradient at zero, where a ReLU leaves many pixels, is zero and not NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape; NaN below zero."""
+        zero = x == 0
+        return x.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+
+
+class _Exp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return x.exp()
+
+
+_TRANSFORMATIONS: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "sqrt": _ZeroSafeSqrt,
+    "exp": _Exp,
+}
+
+
+def _last_layers(activation: str, transformation: str) -> nn.Sequential:
+    """What turns the last convolution's numbers into heights or magnitudes."""
+    if not isinstance(transformation, str) or transformation not in _TRANSFORMATIONS:
+        known = ", ".join(_TRANSFORMATIONS)
+        raise ValueError(f"unknown agl_transformation {transformation!r} (known: {known})")
+    return nn.Sequential(activation_layer(activation), _TRANSFORMATIONS[transformation]())
+
+
 class AGLHead(nn.Module):
     """Shared upsampling of the finest decoder map, then a small branch each (published b6).
 
@@ -104,6 +134,8 @@ class AGLHead(nn.Module):
         embedding_size: channels between the two convolutions of a branch; None = as many as arrive.
         dropout_rate: of whole channels, before the upsampling.
         activation: after every convolution but the last.
+        agl_activation: after the last convolution of both branches.
+        agl_transformation: after that, of height and magnitude alike: identity, sqrt or exp.
         output_gain: factor on both outputs. Heights are tens of metres where networks start near
             1: a factor of about 10 spares a short training the climb.
     """
@@ -118,10 +150,13 @@ class AGLHead(nn.Module):
         embedding_size: int | None = None,
         dropout_rate: float = 0.0,
         activation: str = "silu",
+        agl_activation: str = "relu",
+        agl_transformation: str = "identity",
         output_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.stride = _stride_after(strides[0], num_upsample_blocks)
+        self.last = _last_layers(agl_activation, agl_transformation)
         self.output_gain = output_gain
         self.dropout = nn.Dropout2d(dropout_rate)
         self.upsample, width = _upsample_stages(channels[0], num_upsample_blocks, activation)
@@ -138,10 +173,15 @@ class AGLHead(nn.Module):
         """(height, magnitude), N x 1 maps at the finest decoder stride / 2^num_upsample_blocks."""
         x = self.upsample(self.dropout(maps[0]))
         first, act, last = self.height
-        height = F.relu(last(act(first(x, gsd_m)))) * self.output_gain
+        height = self.last(last(act(first(x, gsd_m)))) * self.output_gain
         if not self.predicts_magnitude:
             return height, None
-        return height, F.relu(self.magnitude(x)) * self.output_gain
+        return height, self.last(self.magnitude(x)) * self.output_gain
+
+    def ends_with_relu(self) -> bool:
+        """Whether heights and magnitudes are what a ReLU leaves, times a factor."""
+        activation, transformation = self.last
+        return isinstance(activation, nn.ReLU) and isinstance(transformation, nn.Identity)
 
 
 class OnlyAGLHead(AGLHead):

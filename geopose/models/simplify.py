@@ -263,7 +263,7 @@ def _replace_heads(model: nn.Module) -> None:
     if isinstance(head, SimpleAGLHead):
         trunks = [_upsampled_trunk(branch) for branch in (head.height, head.magnitude)]  # type: ignore[arg-type]
         model.agl_head = StripHead(nn.Identity(), trunks, head.stride, output_gain=1.0)
-    elif isinstance(head, AGLHead):
+    elif isinstance(head, AGLHead) and head.ends_with_relu():
         branches = [_branch(*head.height)]
         if head.predicts_magnitude:
             branches.append(_branch(*head.magnitude))

@@ -8,15 +8,15 @@ from pathlib import Path
 from geopose.cli import ArgumentParser, run_command
 from geopose.errors import InputError
 from geopose.files.writable import check_folder_target
-from geopose.sample_city.cities import CITIES
-from geopose.sample_city.picture import write_picture
+from geopose.sample_city.view.picture import write_picture
+from geopose.sample_city.world.cities import CITIES
 from geopose.sample_city.writer import write_dataset
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Arguments of `python -m geopose.data.sample_city`."""
+    """Arguments of `python -m geopose.sample_city`."""
     parser = ArgumentParser(
-        prog="python -m geopose.data.sample_city",
+        prog="python -m geopose.sample_city",
         description="Renders SYNTHETIC oblique city scenes with exact height and vertical flow.",
     )
     parser.add_argument("--out", type=Path, help="data directory to write or complete")

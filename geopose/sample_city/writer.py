@@ -25,8 +25,8 @@ from geopose.data.rgb import write_j2k
 from geopose.data.vflow import write_vflow
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path, partial_files
-from geopose.sample_city.cities import CITIES, scene_parameters
-from geopose.sample_city.render import render_scene, scene_id, shape_of
+from geopose.sample_city.view.render import render_scene, scene_id, shape_of
+from geopose.sample_city.world.cities import CITIES, scene_parameters
 
 MARKER = "sample_city.json"
 TRUTH_DIR = "test_truth"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from catalyst.core.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -28,29 +27,19 @@ from geopose.distributed import (
 from geopose.errors import GeoposeError, InputError, RunError
 from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
-from geopose.models.build import build_model, channel_order
+from geopose.models.build import build_model, channel_order, model_slug
 from geopose.old_keys import without_old_arguments
 from geopose.system.memory import keep_freed_memory
-from geopose.training.callbacks.checkpoint import CheckpointCallback
-from geopose.training.callbacks.panel import PanelCallback
-from geopose.training.callbacks.report import MetricsFileCallback, ProgressCallback, SpeedCallback
-from geopose.training.callbacks.score import ScoreCallback
-from geopose.training.callbacks.step import (
-    BackwardCallback,
-    LossCallback,
-    OptimizerCallback,
-    PlateauCallback,
-)
-from geopose.training.callbacks.stop import EarlyStoppingCallback, TimeBudget, TimeBudgetCallback
+from geopose.system.signals import StopSignal
+from geopose.training.callbacks.order import build_callbacks
+from geopose.training.callbacks.stop import TimeBudget
 from geopose.training.check import check_config, check_loss, check_metrics
-from geopose.training.data.data_wait import DataWaitCallback
 from geopose.training.data.loaders import build_loaders, end_workers
 from geopose.training.data.resources import choose_resources
 from geopose.training.ema import build_ema
 from geopose.training.initial_weights import apply_initial_weights
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.precision import Precision
-from geopose.training.resume.interrupt import StopSignal
 from geopose.training.resume.position import STATE
 from geopose.training.resume.run_files import rewind
 from geopose.training.runner import GeoposeRunner, RunParts, build_engine
@@ -81,49 +70,6 @@ def _build_model(start: Start, device: torch.device) -> nn.Module:
     if cfg["sync_bn"] and is_distributed():
         model = synchronise_batchnorm(model, device)
     return model
-
-
-def _callbacks(cfg: Mapping[str, Any], run_dir: Path, budget: TimeBudget) -> dict[str, Callback]:
-    runner, train = cfg["runner"], cfg["train"]
-    callbacks: dict[str, Callback] = {
-        "loss": LossCallback(),
-        "backward": BackwardCallback(),
-        "optimizer": OptimizerCallback(
-            cfg["optimizer"]["clip_grad_norm"], train["max_skipped_share"], run_dir
-        ),
-        "schedule": PlateauCallback(runner["main_metric"]),
-        "score": ScoreCallback(),
-        "data_wait": DataWaitCallback(),
-        "speed": SpeedCallback(),
-        "progress": ProgressCallback(),
-        "metrics_file": MetricsFileCallback(run_dir),
-        **_checkpoint_callbacks(cfg, run_dir),
-    }
-    if train["max_minutes"] is not None:
-        callbacks["time_budget"] = TimeBudgetCallback(budget)
-    if train["show"]:
-        callbacks["panels"] = PanelCallback(channel_order(cfg["model"]))
-    if train["early_stopping"]:
-        callbacks["early_stopping"] = EarlyStoppingCallback(
-            train["early_stopping"], runner["main_metric"], runner["main_mode"]
-        )
-    return callbacks
-
-
-def _checkpoint_callbacks(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, Callback]:
-    kinds = {"": False} if cfg["train"]["ema"] is None else {"": False, "_ema": True}
-    return {
-        f"checkpoints_{entry['name']}{suffix}": CheckpointCallback(
-            run_dir / f"checkpoints_{entry['name']}{suffix}",
-            entry["metric"],
-            entry["mode"],
-            cfg["runner"]["top_k"],
-            header=_header(cfg),
-            uses_ema=uses_ema,
-        )
-        for entry in cfg["runner"]["checkpoints"]
-        for suffix, uses_ema in kinds.items()
-    }
 
 
 def _header(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +122,7 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         optimizer=optimizer,
         scheduler=scheduler,
         loaders=loaders,
-        callbacks=_callbacks(cfg, start.run_dir, budget),
+        callbacks=build_callbacks(cfg, start.run_dir, budget, _header(cfg)),
         engine=build_engine(device),
         precision=precision,
         header={**_header(cfg), "data_checksum": _data_checksum(loaders)},
@@ -325,7 +271,7 @@ def _announce(start: Start, parts: RunParts, device: torch.device) -> None:
     logger.info(
         "training %s on %s in %s, %d process%s of %d threads: "
         "%d batches of %d an epoch, %d validation images; run directory %s",
-        start.cfg["model"]["slug"],
+        model_slug(start.cfg["model"]),
         device,
         parts.precision.name,
         processes,

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from geopose.checkpoints.formats.pth import load_checkpoint
+from geopose.checkpoints.formats.contents import says_network, with_network
+from geopose.checkpoints.formats.pth import load_weights
 from geopose.checkpoints.remote.fetch import Source, fetch
 from geopose.checkpoints.weights import load_weights_strict
 from geopose.errors import InputError
@@ -31,7 +33,7 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
     ):
         if cfg[key]:
             path = str(fetch(Source(str(cfg[key]))))
-            payload = load_checkpoint(path)
+            payload = load_weights(path)
             _check_channel_order(payload, cfg, path)
             try:
                 weights = rename_state_dict(payload["model_state_dict"])
@@ -41,11 +43,18 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
 
 
 def _check_channel_order(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
-    source = payload.get("channel_order") or channel_order(
-        payload["checkpoint_data"]["config"]["model"]
-    )
     wanted = channel_order(cfg["model"])
-    if source != wanted:
+    source = payload.get("channel_order")
+    if source is None and says_network(payload):
+        data = with_network(payload, Path(path))["checkpoint_data"]
+        source = channel_order(data["config"]["model"])
+    if source is None:
+        logger.info(
+            "%s: weights alone, which do not say their channel order; taken for %s, as this model",
+            path,
+            wanted,
+        )
+    elif source != wanted:
         raise InputError(
             f"{path}: trained on {source} images, this model reads {wanted}; "
             f"add model.channel_order={source}"

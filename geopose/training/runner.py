@@ -41,11 +41,11 @@ from geopose.keys import (
 )
 from geopose.losses import LossSum
 from geopose.system.memory import release_freed_memory
+from geopose.system.signals import StopSignal
 from geopose.training.callbacks.report import TensorboardLogger
 from geopose.training.data.mixup import mix_batch
 from geopose.training.data.sampler import ResumableSampler
 from geopose.training.precision import Precision
-from geopose.training.resume.interrupt import StopSignal
 from geopose.training.resume.position import LAST, restore, snapshot, write_last
 from geopose.training.resume.run_files import TENSORBOARD
 from geopose.training.resume.seeding import seed_step

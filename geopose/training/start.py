@@ -20,6 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.distributed import broadcast_object, is_main, together, world_size
 from geopose.errors import InputError
+from geopose.models.build import model_slug
+from geopose.models.legacy import current_model_config
 from geopose.old_keys import without_old_keys
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
 
@@ -79,7 +81,7 @@ def _run_dir(cfg: Mapping[str, Any]) -> Path:
     if earlier is not None:
         return earlier
     stamp = time.strftime("%y%m%d_%H_%M")
-    base = Path("runs") / f"{stamp}_{cfg['model']['slug']}_fold{cfg['dataset']['fold']}"
+    base = Path("runs") / f"{stamp}_{model_slug(cfg['model'])}_fold{cfg['dataset']['fold']}"
     for number in count(1):  # several runs may start in the same minute
         path = base if number == 1 else base.with_name(f"{base.name}_{number}")
         try:
@@ -158,6 +160,8 @@ def _continued(
 ) -> dict[str, Any]:
     """The config of a resumed run; refuses changes to what its weights have come from."""
     saved = _with_new_keys(without_old_keys(payload["checkpoint_data"]["config"]), cfg)
+    if current_model_config(cfg["model"]) == saved["model"]:
+        saved["model"] = deepcopy(cfg["model"])  # a published form: read in today's words
     wanted = deepcopy(dict(cfg)) if overrides is None else _changed(saved, cfg, overrides)
     before, now = _flat(saved), _flat(wanted)
     differing = [

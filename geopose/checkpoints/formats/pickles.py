@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from geopose.checkpoints.formats import omegaconf_pickles
+
 
 class _PickledDtype:
     """Stands in for numpy.dtype while a file is read: numbers and text only, no state of numpy."""
@@ -61,8 +63,9 @@ def _plain_dict(_default_factory: Any = None) -> dict:
     return {}
 
 
-# Beside torch's own weights-only list: what trainers leave among their metrics. Numpy's names (of
-# version 1 and 2) lead to the stand-ins above, so that nothing of numpy itself is called.
+# Beside torch's own weights-only list: what trainers leave among their metrics, and in configs.
+# Numpy's names (of version 1 and 2) lead to the stand-ins above, so that nothing of numpy itself is
+# called.
 ALLOWED: list[Callable | tuple[Callable, str]] = [
     OrderedDict,
     *(
@@ -78,4 +81,5 @@ ALLOWED: list[Callable | tuple[Callable, str]] = [
         for core in ("core", "_core")
         for stand_in, name in ((_numpy_scalar, "scalar"), (_numpy_array, "_reconstruct"))
     ),
+    *omegaconf_pickles.ALLOWED,
 ]

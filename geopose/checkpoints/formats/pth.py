@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import struct
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,24 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import geopose
-from geopose.checkpoints.formats.facts import LABELS_CONVERTED, to_plain
+from geopose.checkpoints.formats.contents import check_network, weights_of, with_network
+from geopose.checkpoints.formats.facts import LABELS_CONVERTED
+from geopose.checkpoints.formats.given import GivenNetwork
 from geopose.checkpoints.formats.pickles import ALLOWED
 from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
 from geopose.checkpoints.formats.safetensors_file import read_safetensors
+from geopose.checkpoints.formats.tar_format import is_tar, read_tar
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
 
 ONNX = ".onnx"
-SAVED_VERSIONS = ("torch", "timm", "pytorch-toolbelt", "albumentations", "numpy")
+SAVED_VERSIONS = ("timm", "pytorch-toolbelt", "albumentations", "numpy")
 UNITS = {"agl": "m", "magnitude": "px", "scale": "px/m", "angle": "rad", "gsd": "m/px"}
 
 # What reading a file that is no (whole) checkpoint raises, depending on where it breaks.
 _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    tarfile.TarError,
     struct.error,
     OSError,
     EOFError,
@@ -51,12 +55,13 @@ _UNREADABLE = (
 
 def describe_environment() -> dict[str, Any]:
     """What a checkpoint says about its origin: package versions, units, label convention."""
-    versions = {"geopose": geopose.__version__}
+    # torch itself tells its build ("2.13.0+cu130"); the metadata of PyPI's packages leaves it out.
+    versions = {"geopose": geopose.__version__, "torch": str(torch.__version__)}
     for package in SAVED_VERSIONS:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # torch of a custom build may be without metadata
-            versions[package] = str(getattr(torch, "__version__", "")) if package == "torch" else ""
+        except PackageNotFoundError:
+            versions[package] = ""
     return {"versions": versions, "units": dict(UNITS), "label_downsample": LABELS_CONVERTED}
 
 
@@ -77,7 +82,7 @@ def save_checkpoint(
         RunError: the payload holds something that could not be read back, or lacks a key.
     """
     path = Path(path)
-    _require_keys(payload, path, RunError)
+    check_network(weights_of(payload, path, RunError), path, RunError)
     with atomic_path(path) as temporary:
         try:
             torch.save({**describe_environment(), **payload}, temporary)
@@ -103,15 +108,32 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, given: GivenNetwork | None = None) -> dict[str, Any]:
     """Reads a .pth or .safetensors checkpoint onto the CPU without running anything in it.
 
     Tensors are memory-mapped, so that parts nobody looks at (the optimizer's state) are never read;
-    only a .pth in the format of torch before 1.6 has to be read whole.
+    only a .pth in the formats of torch before 1.6 has to be read whole.
+
+    Args:
+        path: the file.
+        given: the network of a file that holds weights alone.
+
+    Returns:
+        `model_state_dict` and `checkpoint_data.config`, whose `model` is in today's words, and what
+        else is in the file.
 
     Raises:
         InputError: no such file, not a checkpoint, truncated, without the needed keys, or holding
             an object that is not weights, numbers or plain containers (named in the message).
+    """
+    return with_network(load_weights(path), Path(path), given)
+
+
+def load_weights(path: str | Path) -> dict[str, Any]:
+    """As `load_checkpoint`, but the file may hold weights alone, and its config is as it stands.
+
+    Returns:
+        At least `model_state_dict`.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,11 +143,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: an .onnx file can be run as a model, but gives no weights; use the .pth or "
             ".safetensors file that it was made of"
         )
-    payload = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
-    _require_keys(payload, path, InputError)
-    data = dict(payload["checkpoint_data"])
-    data["config"] = to_plain(data["config"], f"{path}: config")
-    return {**payload, "checkpoint_data": data}
+    content = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
+    return weights_of(content, path)
 
 
 def is_mapped(path: Path) -> bool:
@@ -137,10 +156,17 @@ def _read_pickled(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pickle protocol of garbage
+            if is_tar(path):
+                return read_tar(path)
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=is_mapped(path) or None
             )
     except _UNREADABLE as error:
+        if re.search(r"Unsupported operand (140|147|148|149)\b", str(error)):
+            raise InputError(
+                f"{path}: pickled by protocol 4 or later, which is not read; save it again by "
+                "torch.save with its default pickle_protocol"
+            ) from error
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise InputError(
@@ -157,30 +183,3 @@ def _first_sentence(error: BaseException) -> str:
     text = " ".join(str(error).split("WeightsUnpickler error:")[-1].split("Check the")[0].split())
     readable = re.search(r"[A-Za-z]{3}", text)
     return re.split(r"(?<=[a-z])[.:] ", text)[0][:120] if readable else type(error).__name__
-
-
-def _require_keys(payload: Any, path: Path, error: type[InputError] | type[RunError]) -> None:
-    """A checkpoint needs weights and the config that says which network they belong to."""
-    if not isinstance(payload, Mapping):
-        raise error(f"{path}: holds a {type(payload).__name__}, not a checkpoint dict")
-    weights = payload.get("model_state_dict")
-    if not isinstance(weights, Mapping) or not weights:
-        raise error(f"{path}: no model_state_dict in it, so no weights to load")
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-        raise error(f"{path}: model_state_dict must map parameter names to tensors")
-    odd = [
-        k for k, v in weights.items() if v.layout != torch.strided or v.is_quantized or v.is_meta
-    ]
-    if odd:
-        raise error(f"{path}: {odd[0]} is not a plain dense tensor")
-    check_config(payload, path, error)
-
-
-def check_config(
-    payload: Mapping[str, Any], path: Path, error: type[InputError] | type[RunError] = InputError
-) -> None:
-    """Raises `error` unless a checkpoint's content says which network it is."""
-    data = payload.get("checkpoint_data")
-    config = data.get("config") if isinstance(data, Mapping) else None
-    if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
-        raise error(f"{path}: no checkpoint_data.config.model in it, so the network is unknown")

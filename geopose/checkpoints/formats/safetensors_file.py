@@ -31,10 +31,12 @@ def write_safetensors(path: Path, weights: Mapping[str, Tensor], facts: Mapping[
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """The content as `load_checkpoint` gives it; tensors are mapped from the file.
+    """The facts and `model_state_dict`, or, of a file that is not from here, the weights alone.
+
+    Tensors are mapped from the file.
 
     Raises:
-        InputError: not such a file, truncated, or without the facts.
+        InputError: not such a file, or truncated.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -44,4 +46,5 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a readable safetensors file ({error}); copy or download it again"
         ) from error
-    return {**facts_from_text(text, str(path)), "model_state_dict": weights}
+    facts = {} if text is None else facts_from_text(text, str(path))
+    return {**facts, "model_state_dict": weights}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from geopose.data.heights import CM_PER_M, read_agl_m
+from geopose.data.heights import metres, read_agl_m
 from geopose.data.layout import viz_name
 from geopose.data.vflow import read_vflow
 from geopose.errors import RunError
@@ -68,8 +68,7 @@ class Outputs:
         write_prediction(self.folder.predictions, name, agl_cm, scale_px_per_m, angle_rad)
         self.journal.add(name, self._record(image))
         if self.visualize:
-            agl_m = agl_cm.astype(np.float32) / np.float32(CM_PER_M)
-            self._draw(image, agl_m, scale_px_per_m, angle_rad)
+            self._draw(image, metres(agl_cm), scale_px_per_m, angle_rad)
 
     def draw(self, image: Decoded) -> None:
         """The picture of a prediction that is kept.

@@ -1,6 +1,6 @@
 """What the numbers of a run follow from: its models' content, its views, how it computes.
 
-In: a config and a device. Out: a small dict that is equal for two runs exactly if their predictions
+Settings are a small dict that is equal for two runs exactly if their predictions
 belong together, and a fingerprint of it.
 """
 
@@ -11,12 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from geopose.checkpoints.remote.fetch import file_sha256
 from geopose.errors import InputError
-from geopose.inference.build import numerics
-from geopose.inference.config import InferenceConfig
 from geopose.system.cores import in_order
 
 logger = logging.getLogger(__name__)
@@ -33,22 +29,9 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def describe_settings(
-    config: InferenceConfig, device: torch.device, hashes: Mapping[str, list[Any]]
-) -> Settings:
-    """What a config's predictions follow from.
-
-    Args:
-        config: the run.
-        device: what it computes on.
-        hashes: of every checkpoint file of the config, from `hash_checkpoints`.
-    """
-    models = [
-        {"sha256": [hashes[_key(file)][-1] for file in entry.files], "downsample": entry.downsample}
-        for entry in config.models
-    ]
-    views = {"tta": config.tta, "tta_mode": config.tta_mode}
-    return {"models": models, **views, **numerics(config, device)}
+def digests(files: Sequence[Path], hashes: Mapping[str, list[Any]]) -> list[str]:
+    """SHA-256 of each file, out of what `hash_checkpoints` returned."""
+    return [hashes[_key(file)][-1] for file in files]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from catalyst.core.callback import CallbackOrder, ICheckpointCallback
+from catalyst.core.callback import ICheckpointCallback
 
 from geopose.checkpoints.formats.pth import save_checkpoint
 from geopose.distributed import is_main, together
@@ -50,7 +50,6 @@ class CheckpointCallback(ICheckpointCallback):
         uses_ema: bool = False,
     ) -> None:
         super().__init__()
-        self.order = CallbackOrder.scheduler + 10  # after the schedule has stepped
         self._folder, self._metric, self._mode = folder, metric, mode
         self._top_k, self._header, self._uses_ema = top_k, header, uses_ema
         self._kept: list[tuple[float, str]] = []

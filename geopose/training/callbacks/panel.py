@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from catalyst.core.callback import Callback, CallbackOrder
+from catalyst.core.callback import Callback
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class PanelCallback(Callback):
     """Prediction panels of the first validation images, to TensorBoard."""
 
     def __init__(self, channel_order: str) -> None:
-        super().__init__(order=CallbackOrder.metric + 1)
+        super().__init__(order=0)
         self._channel_order = channel_order
 
     def on_batch_end(self, runner: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from catalyst.core.callback import Callback, CallbackOrder
+from catalyst.core.callback import Callback
 from catalyst.core.logger import ILogger
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
@@ -31,7 +31,7 @@ class ProgressCallback(Callback):
     """One bar an epoch and one line of metrics after it, on rank 0."""
 
     def __init__(self) -> None:
-        super().__init__(order=CallbackOrder.external + 10)
+        super().__init__(order=0)
 
     def on_epoch_start(self, runner: Any) -> None:
         """One bar for the training and the validation batches."""
@@ -89,7 +89,7 @@ class SpeedCallback(Callback):
     """Images per second of training and, on a GPU, the most memory that the epoch took."""
 
     def __init__(self) -> None:
-        super().__init__(order=CallbackOrder.external)
+        super().__init__(order=0)
 
     def on_loader_start(self, runner: Any) -> None:
         """Starts the clock."""
@@ -117,7 +117,7 @@ class MetricsFileCallback(Callback):
     """`metrics.csv`: a row an epoch with every metric, written whole each time."""
 
     def __init__(self, run_dir: Path) -> None:
-        super().__init__(order=CallbackOrder.external + 10)
+        super().__init__(order=0)
         self._path = run_dir / METRICS_FILE
         self._rows: list[dict[str, float]] = []
 

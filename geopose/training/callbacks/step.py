@@ -28,11 +28,11 @@ from geopose.errors import RunError
 from geopose.keys import INPUT_IMAGE_ID_KEY
 from geopose.losses import TOTAL_KEY
 from geopose.training.data.mixup import mixed_loss
+from geopose.training.resume.run_files import SKIPPED_FILE
 
 logger = logging.getLogger(__name__)
 
 MIN_STEPS = 20  # an epoch with fewer steps is judged as if it had these
-SKIPPED_FILE = "skipped_steps.csv"
 
 
 class LossCallback(ICriterionCallback):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from catalyst.core.callback import Callback, CallbackOrder
+from catalyst.core.callback import Callback
 
 from geopose.distributed import broadcast_number
 from geopose.training.callbacks.checkpoint import rank_of
@@ -41,7 +41,7 @@ class EarlyStoppingCallback(Callback):
     """Ends the run after `patience` epochs without a better metric."""
 
     def __init__(self, patience: int, metric: str, mode: str) -> None:
-        super().__init__(order=CallbackOrder.external)
+        super().__init__(order=0)
         self._patience, self._metric, self._mode = patience, metric, mode
         self._best = math.inf
         self._waited = 0
@@ -66,7 +66,7 @@ class TimeBudgetCallback(Callback):
     """Ends the run when its time is up, in the middle of an epoch if need be; then validates."""
 
     def __init__(self, budget: TimeBudget) -> None:
-        super().__init__(order=CallbackOrder.external)
+        super().__init__(order=0)
         self._budget = budget
         self._is_over = False
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from catalyst.core.callback import Callback, CallbackOrder
+from catalyst.core.callback import Callback
 from torch.utils.data import DataLoader
 
 from geopose.distributed import gather_objects
@@ -42,7 +42,7 @@ class DataWaitCallback(Callback):
     """
 
     def __init__(self) -> None:
-        super().__init__(order=CallbackOrder.external)
+        super().__init__(order=0)
         self._start = 0.0
 
     def on_loader_start(self, runner: Any) -> None:

@@ -13,10 +13,10 @@ from geopose.data.layout import ImageRecord, check_sizes, read_split, resolve_da
 from geopose.distributed import ShardSampler, rank, world_size
 from geopose.errors import InputError
 from geopose.models.build import channel_order
+from geopose.system.signals import ignore_in_worker
 from geopose.training.data.data_wait import TimedLoader
 from geopose.training.data.resources import Resources
 from geopose.training.data.sampler import ResumableSampler
-from geopose.training.resume.interrupt import ignore_in_worker
 
 FAST_IMAGES = 64  # what train.fast leaves of either part
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from geopose.files.atomic import partial_files
-from geopose.training.callbacks.step import SKIPPED_FILE
 
 TENSORBOARD = "tensorboard"
+SKIPPED_FILE = "skipped_steps.csv"
 
 
 def _growing(run_dir: Path) -> list[Path]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from geopose.sample_city.cities import CityStyle
-from geopose.sample_city.mesh import Color, MeshBuilder, Point, prism
+from geopose.sample_city.world.cities import CityStyle
+from geopose.sample_city.world.mesh import Color, MeshBuilder, Point, prism
 
 Rect = tuple[float, float, float, float]  # s0, t0, s1, t1: local axes, metres
 

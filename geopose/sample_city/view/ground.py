@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.sample_city.site import Shape
+from geopose.sample_city.world.site import Shape
 
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 _LIMIT_PX = 20000.0  # keeps far corners inside OpenCV's integer range

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.sample_city.cities import SceneParameters
-from geopose.sample_city.mesh import Kind, Mesh
-from geopose.sample_city.raster import Buffers, View, newell, rasterize
+from geopose.sample_city.view.raster import Buffers, View, newell, rasterize
+from geopose.sample_city.world.cities import SceneParameters
+from geopose.sample_city.world.mesh import Kind, Mesh
 
 _SHADOW_BIAS_M = 0.4  # about one pixel of the steepest lit surface
 _SKY = np.array([0.28, 0.32, 0.385], np.float32)

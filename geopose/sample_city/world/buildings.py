@@ -6,7 +6,7 @@ In: a `Site` and a local rectangle. Out: solids in the mesh, the rectangle marke
 import math
 from dataclasses import replace
 
-from geopose.sample_city.mesh import (
+from geopose.sample_city.world.mesh import (
     Color,
     Facade,
     Kind,
@@ -19,7 +19,7 @@ from geopose.sample_city.mesh import (
     shed_building,
     walls,
 )
-from geopose.sample_city.site import Rect, Site
+from geopose.sample_city.world.site import Rect, Site
 
 GLASS: tuple[Color, ...] = ((70, 88, 104), (54, 66, 76), (82, 104, 112), (46, 54, 66))
 STEEL: Color = (188.0, 190.0, 190.0)

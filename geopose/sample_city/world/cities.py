@@ -11,7 +11,7 @@ import numpy as np
 
 from geopose.errors import InputError
 from geopose.geometry import wrap_angle
-from geopose.sample_city.mesh import Color
+from geopose.sample_city.world.mesh import Color
 
 Range = tuple[float, float]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.sample_city.mesh import Mesh
+from geopose.sample_city.world.mesh import Mesh
 
 GROUND_ID = -1
 _EDGE_TOLERANCE_PX = 1e-6  # pixel centres on a shared edge belong to both faces: no gaps

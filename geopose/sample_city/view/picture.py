@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
 from geopose.geometry import flow_px
-from geopose.sample_city.render import Scene, render_scene
+from geopose.sample_city.view.render import Scene, render_scene
 
 SIZE_PX = 448
 _MARGIN_PX, _HEADER_PX, _BAR_PX = 8, 26, 70

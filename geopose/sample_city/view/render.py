@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.errors import InputError
-from geopose.sample_city.cities import SceneParameters, scene_parameters
-from geopose.sample_city.ground import paint_ground
-from geopose.sample_city.plan import build_world
-from geopose.sample_city.raster import View, rasterize
-from geopose.sample_city.shade import shade
+from geopose.sample_city.view.ground import paint_ground
+from geopose.sample_city.view.raster import View, rasterize
+from geopose.sample_city.view.shade import shade
+from geopose.sample_city.world.cities import SceneParameters, scene_parameters
+from geopose.sample_city.world.plan import build_world
 
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 8192
 _HAZE_COLOR = np.array([0.62, 0.70, 0.80], np.float32)

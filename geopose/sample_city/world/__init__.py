@@ -1,0 +1,1 @@
+"""The world of a scene: styles of cities, street plan, blocks and their solids, in metres."""
