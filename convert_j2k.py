@@ -1,10 +1,7 @@
 #!/usr/bin/env python
 """Writes a PNG beside every .j2k and .jp2 image of a data directory (see --help)."""
 
-import sys
-
-from geopose.cli import run_command
-from geopose.data.convert import main
+from geopose.commands import convert
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    convert()

@@ -1,9 +1,6 @@
 """Scores predictions against truth: python evaluate.py PREDICTIONS TRUTH [--json FILE]."""
 
-import sys
-
-from geopose.cli import run_command
-from geopose.evaluation import main
+from geopose.commands import evaluate
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    evaluate()

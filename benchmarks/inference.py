@@ -38,7 +38,7 @@ from benchmarks.scaling import make_checkpoint, make_data
 from geopose.checkpoints.formats.pth import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.data.heights import read_agl_cm
-from geopose.data.layout import read_split
+from geopose.data.layouts.splits import read_split
 from geopose.data.rgb import read_rgb
 from geopose.distributed import local_device
 from geopose.inference.predict.ensemble import Member

@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from geopose import keys  # noqa: E402
-from geopose.augment.build import LEVELS, build_augmentation  # noqa: E402
-from geopose.data.convert import convert_directory  # noqa: E402
+from geopose.augment.build import build_augmentation  # noqa: E402
+from geopose.augment.levels import LEVELS  # noqa: E402
+from geopose.convert import convert_directory  # noqa: E402
 from geopose.data.dataset import GeoposeDataset  # noqa: E402
-from geopose.data.layout import read_split  # noqa: E402
+from geopose.data.layouts.splits import read_split  # noqa: E402
 from geopose.sample_city.writer import write_dataset  # noqa: E402
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from geopose.cli import ArgumentParser
 from geopose.data.heights import NODATA_CM, read_agl_m
+from geopose.data.layout import agl_name
+from geopose.data.layouts.splits import LAYOUTS, SPLITS, read_split
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
@@ -58,6 +61,20 @@ def _check_folder(folder: Path, what: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Truth:
+    """An image with its true files.
+
+    Attributes:
+        image_id: its predictions are called `<image_id>_AGL.tif` and `<image_id>_VFLOW.json`.
+    """
+
+    image_id: str
+    city: str
+    agl: Path
+    vflow: Path
+
+
 def find_pairs(predictions: Path, truth: Path, ignore: Path | None = None) -> list[str]:
     """Image ids, sorted: the truth's files decide which there must be.
 
@@ -83,6 +100,12 @@ def find_pairs(predictions: Path, truth: Path, ignore: Path | None = None) -> li
         raise InputError(
             f"TRUTH {truth}: no city before the underscore in {nameless[0]}{AGL_SUFFIX}"
         )
+    _check_predictions(predictions, truth, ids, ignore)
+    return sorted(ids)
+
+
+def _check_predictions(predictions: Path, truth: Path, ids: set[str], ignore: Path | None) -> None:
+    """Refuses files of images that are missing, or of none of these ids; see `find_pairs`."""
     expected = {image_id + suffix for image_id in ids for suffix in (AGL_SUFFIX, VFLOW_SUFFIX)}
     present = {p.name for p in predictions.iterdir() if p.is_file() and p.name[0] != "."}
     missing = sorted(expected - present)
@@ -100,18 +123,37 @@ def find_pairs(predictions: Path, truth: Path, ignore: Path | None = None) -> li
             f"PREDICTIONS {predictions}: {len(extra)} extra: {_list(sorted(extra))}; "
             f"{truth} has no such image, remove it"
         )
-    return sorted(ids)
 
 
-def _add_image(
-    accumulator: ScoreAccumulator, predictions: Path, truth: Path, image_id: str
-) -> None:
+def _truth_in_folder(predictions: Path, truth: Path, ignore: Path | None) -> list[Truth]:
+    return [
+        Truth(name, city_of(name), truth / (name + AGL_SUFFIX), truth / (name + VFLOW_SUFFIX))
+        for name in find_pairs(predictions, truth, ignore)
+    ]
+
+
+def _truth_in_data(
+    predictions: Path, data_dir: Path, split: str, layout: str, ignore: Path | None
+) -> list[Truth]:
+    """The images of a split of a data directory, all of which must have truth."""
+    _check_folder(predictions, "PREDICTIONS")
+    images = []
+    for record in read_split(data_dir, split, layout):
+        if record.agl is None or record.vflow is None:
+            raise InputError(f"{record.where}: there are no heights and flow to compare with")
+        name = agl_name(record.rgb.name).removesuffix(AGL_SUFFIX)
+        images.append(Truth(name, record.city, record.agl, record.vflow))
+    _check_predictions(predictions, data_dir, {image.image_id for image in images}, ignore)
+    return images
+
+
+def _add_image(accumulator: ScoreAccumulator, predictions: Path, truth: Truth) -> None:
     """Reads one image's four files, checks them, adds them to the score."""
     # In float64: rounding centimetres to float32 metres would cost a perfect score its 1.
-    true_agl_m = read_agl_m(truth / (image_id + AGL_SUFFIX), np.float64)
-    true_scale, true_angle = read_vflow(truth / (image_id + VFLOW_SUFFIX))
-    pred_scale, pred_angle = read_vflow(predictions / (image_id + VFLOW_SUFFIX))
-    path = predictions / (image_id + AGL_SUFFIX)
+    true_agl_m = read_agl_m(truth.agl, np.float64)
+    true_scale, true_angle = read_vflow(truth.vflow)
+    pred_scale, pred_angle = read_vflow(predictions / (truth.image_id + VFLOW_SUFFIX))
+    path = predictions / (truth.image_id + AGL_SUFFIX)
     pred_agl_m = read_agl_m(path, np.float64)
     if pred_agl_m.shape != true_agl_m.shape:
         (height, width), (true_height, true_width) = pred_agl_m.shape, true_agl_m.shape
@@ -124,7 +166,7 @@ def _add_image(
             f"{path}: {unknown} pixels say {NODATA_CM} (no data); predict a height in every pixel"
         )
     accumulator.update(
-        city_of(image_id),
+        truth.city,
         pred_agl_m,
         pred_scale,
         pred_angle,
@@ -134,8 +176,21 @@ def _add_image(
     )
 
 
-def evaluate(predictions: Path, truth: Path, ignore: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    predictions: Path,
+    truth: Path,
+    ignore: Path | None = None,
+    layout: str | None = None,
+    split: str = "test",
+) -> dict[str, Any]:
     """The official score of a folder of predictions; one image in memory at a time.
+
+    Args:
+        predictions: see `find_pairs`.
+        truth: folder with both files of every id; with `layout`, a data directory.
+        ignore: see `find_pairs`.
+        layout: of the data directory; None = `truth` is a folder of files.
+        split: of the data directory, the one whose truth counts.
 
     Returns:
         `ScoreAccumulator.result()`: NaN where the truth does not vary and R2 is undefined.
@@ -145,9 +200,13 @@ def evaluate(predictions: Path, truth: Path, ignore: Path | None = None) -> dict
             a predicted no-data pixel or non-finite number; it is named.
     """
     accumulator = ScoreAccumulator()
-    ids = find_pairs(predictions, truth, ignore)
-    for image_id in tqdm(ids, desc="evaluate", unit="image", disable=None):
-        _add_image(accumulator, predictions, truth, image_id)
+    images = (
+        _truth_in_folder(predictions, truth, ignore)
+        if layout is None
+        else _truth_in_data(predictions, truth, split, layout, ignore)
+    )
+    for image in tqdm(images, desc="evaluate", unit="image", disable=None):
+        _add_image(accumulator, predictions, image)
     return accumulator.result()
 
 
@@ -191,19 +250,26 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """`evaluate.py PREDICTIONS TRUTH [--json FILE]`: prints the table, writes the JSON."""
     parser = ArgumentParser(
-        prog="evaluate.py",
         description="Score predictions with the official measure: R2 of heights and flow by city.",
     )
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="submission folder")
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder with the true files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="TRUTH is a data directory of this layout"
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="of that directory (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     target = arguments.json
     if target is not None:
         if target.is_dir() or not target.parent.is_dir():
             raise InputError(f"--json {target}: not a file name in a directory that exists")
         check_file_target(target, "--json")
-    result = evaluate(arguments.predictions, arguments.truth, target)
+    result = evaluate(
+        arguments.predictions, arguments.truth, target, arguments.layout, arguments.split
+    )
     for name, city in result["cities"].items():
         if math.isnan(city["score"]):
             logger.warning("%s: the truth does not vary, so its R2 (and score) is undefined", name)

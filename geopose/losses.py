@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from geopose.construct import as_mapping, check_keys, construct
 from geopose.errors import InputError
-from geopose.numbers import is_number
-from geopose.old_keys import without_old_keys
+from geopose.schema.numbers import is_number
+from geopose.schema.old_keys import without_old_keys
 
 TOTAL_KEY = "loss"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from geopose.data.convert import convert_directory
+from geopose.convert import convert_directory
 from geopose.sample_city.writer import write_dataset
 from geopose.system.torchvision_shim import ensure_torchvision
 

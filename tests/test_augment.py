@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from geopose.augment import photometric
-from geopose.augment.build import LEVELS, Augmentation, Level, build_augmentation
+from geopose.augment import levels
+from geopose.augment.build import Augmentation, build_augmentation
 from geopose.augment.height import shrink_heights
+from geopose.augment.levels import LEVELS, Level
 from geopose.augment.spatial import PixelMap, Sample, SpatialRange, apply_map, draw_map
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, angle_to_vector
@@ -249,7 +250,7 @@ def _texture() -> np.ndarray:
 def _every_colour_change() -> list[A.BasicTransform]:
     """All of `hard`, which holds all others; without dropout, whose holes no shift explains."""
     transforms: list[A.BasicTransform] = []
-    for transform in photometric.hard():
+    for transform in levels.hard():
         transforms += getattr(transform, "transforms", [transform])
     return [transform for transform in transforms if not isinstance(transform, A.CoarseDropout)]
 
@@ -270,7 +271,7 @@ def test_colour_changes_move_nothing(transform: A.BasicTransform) -> None:
 
 def test_colour_changes_act_independently_of_each_other_and_of_the_symmetry() -> None:
     """Seeding each transform alike would make all of them act or rest together."""
-    colours, seen = photometric.light(), []
+    colours, seen = levels.light(), []
     level = Level(SpatialRange(), lambda: colours)
     augmentation = Augmentation(level, None, 1)
     names = [type(transform).__name__ for transform in colours]
@@ -298,7 +299,7 @@ def test_colour_changes_act_independently_of_each_other_and_of_the_symmetry() ->
 
 
 def test_haze_whitens_unevenly_and_hides_contrast() -> None:
-    haze = photometric.Haze(p=1)
+    haze = levels.Haze(p=1)
     haze.set_random_seed(0)
     image = _texture()
     hazy = haze(image=image)["image"]
@@ -311,7 +312,7 @@ def test_haze_whitens_unevenly_and_hides_contrast() -> None:
 
 def test_sensor_noise_has_the_deviation_asked_for_and_no_bias() -> None:
     for level in (40, 200):
-        noise = photometric.SensorNoise(electronic=(3, 3), light=(8, 8), p=1)
+        noise = levels.SensorNoise(electronic=(3, 3), light=(8, 8), p=1)
         image = np.full((256, 256, 3), level, np.uint8)
         noise.set_random_seed(4)
         change = noise(image=image)["image"].astype(float) - level

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from geopose import keys
-from geopose.augment.build import LEVELS, build_augmentation
+from geopose.augment.build import build_augmentation
+from geopose.augment.levels import LEVELS
 from geopose.data.dataset import GeoposeDataset, denormalize_image
 from geopose.data.heights import write_agl_cm
 from geopose.data.layout import ImageRecord

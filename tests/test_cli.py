@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from geopose.cli import run_command
-from geopose.data.convert import main as convert
+from geopose.convert import main as convert
 from geopose.evaluation import main as evaluate
 from geopose.inference.command import submit
 

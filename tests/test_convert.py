@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from geopose.cli import run_command
-from geopose.data.convert import main
+from geopose.convert import main
 from geopose.data.rgb import read_rgb, write_j2k
 from tests.tiny_data import REALDATA, smooth_rgb, write_data_dir
 

@@ -11,11 +11,11 @@ from geopose.data.layout import (
     DATA_DIR_VARIABLE,
     agl_name,
     check_sizes,
-    read_split,
     resolve_data_dir,
     vflow_name,
     viz_name,
 )
+from geopose.data.layouts.splits import read_split
 from geopose.errors import InputError
 from tests.tiny_data import heights, write_data_dir
 
@@ -112,7 +112,7 @@ def test_two_images_with_one_prediction_name_are_refused(data_dir: Path) -> None
     for name in ("A_RGB.j2k", "A_RGB.tif"):
         (data_dir / "test" / name).write_bytes(b"")
     (data_dir / "geopose_test.csv").write_text("id,rgb\n000,A_RGB.j2k\n001,A_RGB.tif\n")
-    with pytest.raises(InputError, match=r"row 3: A_RGB\.tif would overwrite .* row 2"):
+    with pytest.raises(InputError, match=r"row 3 \(001\): A_RGB\.tif would overwrite .* row 2"):
         read_split(data_dir, "test")
 
 

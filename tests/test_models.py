@@ -14,9 +14,14 @@ from geopose import keys, losses
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector
 from geopose.models import blocks, encoders
-from geopose.models.blocks import DenseUnetBlock, InvertedUnetBlock, ResidualDeconvolution
+from geopose.models.blocks import (
+    BLOCK_TYPES,
+    UPSAMPLES,
+    DenseUnetBlock,
+    InvertedUnetBlock,
+    ResidualDeconvolution,
+)
 from geopose.models.build import build_model, channel_order, model_slug
-from geopose.models.decoder import BLOCK_TYPES, UPSAMPLES
 from geopose.models.encoders import TimmEncoder
 from geopose.models.geopose_unet import GeoposeUNetModel, least_squares_scale
 from geopose.models.heads import (

@@ -9,8 +9,8 @@ import yaml
 from torch import nn
 
 from benchmarks.models import DOCUMENT, HEAD, NAMES, count, row
+from geopose.models.blocks import BLOCK_TYPES, UPSAMPLES
 from geopose.models.build import build_model
-from geopose.models.decoder import BLOCK_TYPES, UPSAMPLES
 from geopose.models.heads import AGL_HEADS, ORIENTATION_HEADS
 from scripts.draw_networks import IMAGES, draw
 from tests.training_run import CONFIGS

@@ -8,7 +8,7 @@ import pytest
 from geopose.checkpoints.formats.pth import load_checkpoint, save_checkpoint
 from geopose.construct import plain
 from geopose.errors import InputError
-from geopose.old_keys import OLD_KEYS, without_old_arguments
+from geopose.schema.old_keys import OLD_KEYS, without_old_arguments
 from geopose.training.check import check_config
 from geopose.training.fit import fit
 from tests.training_run import composed, tiny_overrides

@@ -99,17 +99,20 @@ def test_nothing_else_comes_along_with_omegaconf(tmp_path: Path) -> None:
 # --- Tar
 
 
-def write_tar(path: Path, payload: dict[str, Any], **change: Any) -> Path:
-    """As torch saved before 0.1.10. `change` replaces fields of the first tensor or storage."""
+def write_tar(path: Path, payload: dict[str, Any], key: type = int, **change: Any) -> Path:
+    """As torch saved before 0.1.10; keys of tensors are whole numbers or text.
+
+    `change` replaces fields of the first tensor or storage.
+    """
     storages: list[bytes] = []
     tensors: list[bytes] = []
 
     class Pickler(pickle.Pickler):
-        def persistent_id(self, item: Any) -> int | None:
+        def persistent_id(self, item: Any) -> Any:
             if not isinstance(item, Tensor):
                 return None
             add(item, len(tensors))
-            return 1000 + len(tensors) - 1
+            return key(1000 + len(tensors) - 1)
 
     def add(tensor: Tensor, number: int) -> None:
         first = change if not number else {}
@@ -142,9 +145,10 @@ def write_tar(path: Path, payload: dict[str, Any], **change: Any) -> Path:
     return path
 
 
-def test_tar_files_are_read_as_torch_reads_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [int, str])
+def test_tar_files_are_read_as_torch_reads_them(tmp_path: Path, key: type) -> None:
     payload = tiny_payload()
-    path = write_tar(tmp_path / "a.pth", payload)
+    path = write_tar(tmp_path / "a.pth", payload, key)
     read = torch.load(path, weights_only=False)["model_state_dict"]
     found = load_checkpoint(path)["model_state_dict"]
     assert list(found) == list(read) == list(payload["model_state_dict"])

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from geopose.augment.build import LEVELS, build_augmentation
+from geopose.augment.build import build_augmentation
+from geopose.augment.levels import LEVELS
 from geopose.cli import run_command
+from geopose.convert import main
 from geopose.data import dataset as dataset_module
 from geopose.data import raw as raw_module
-from geopose.data.convert import main
 from geopose.data.dataset import GeoposeDataset
 from geopose.data.heights import open_agl_m, read_agl_m, write_agl_cm
 from geopose.data.image_size import image_size
-from geopose.data.layout import read_split
+from geopose.data.layouts.splits import read_split
 from geopose.data.raw import open_raw, write_raw
 from geopose.data.rgb import open_rgb, read_rgb
 from geopose.errors import InputError

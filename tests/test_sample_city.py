@@ -11,7 +11,7 @@ import pytest
 
 from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
-from geopose.data.layout import read_split
+from geopose.data.layouts.splits import read_split
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from geopose.errors import InputError
-from geopose.schema import checked, key, section
+from geopose.schema.check import checked, key, section
 
 
 @dataclass

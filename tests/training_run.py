@@ -12,7 +12,7 @@ from geopose import keys
 from geopose.checkpoints.load import load_model
 from geopose.data.dataset import GeoposeDataset
 from geopose.data.folds import split_fold
-from geopose.data.layout import read_split
+from geopose.data.layouts.splits import read_split
 from geopose.metrics import ScoreAccumulator
 from geopose.training.fit import fit
 

@@ -1,42 +1,18 @@
-"""Builds the augmentation of a level, as the configs name it: none to hard.
+"""Builds the augmentation of a level that a config names.
 
 In: level, crop size, downsample factor. Out: an `Augmentation`, which takes an image with heights,
 gsd, scale and angle and returns a crop of it with all five changed together.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 
 import albumentations as A
 import numpy as np
 
-from geopose.augment import photometric
-from geopose.augment.spatial import Pixels, Sample, Scene, SpatialRange, apply_map, draw_map
+from geopose.augment.levels import LEVELS, Level
+from geopose.augment.spatial import Pixels, Sample, Scene, apply_map, draw_map
 from geopose.errors import InputError
-from geopose.numbers import is_whole
-
-
-@dataclass(frozen=True)
-class Level:
-    """Spatial range and colour changes of one level."""
-
-    spatial: SpatialRange
-    colours: Callable[[], list[A.BasicTransform]] = list
-
-
-_D4 = SpatialRange(symmetries=True)
-_LIGHT = SpatialRange(True, zoom=0.1, rotation_deg=22, sized_crop=0.9, probability=0.7)
-_HARD = SpatialRange(True, zoom=0.3, rotation_deg=45, sized_crop=0.9, probability=0.8)
-
-LEVELS: dict[str, Level] = {
-    "none": Level(SpatialRange()),
-    "d4_only": Level(_D4),
-    "safe": Level(_D4, photometric.safe),
-    "light": Level(_LIGHT, photometric.light),
-    "medium": Level(_LIGHT, photometric.medium),
-    "hard": Level(_HARD, photometric.hard),
-}
+from geopose.schema.numbers import is_whole
 
 
 class Augmentation:
@@ -96,10 +72,10 @@ class Augmentation:
 def build_augmentation(
     level: str, crop_size: int | None = None, downsample: int = 1
 ) -> Augmentation:
-    """The augmentation of a level: none, d4_only, safe, light, medium or hard.
+    """The augmentation of a level.
 
     Args:
-        level: name of the level. Every level crops; none changes nothing else.
+        level: one of LEVELS. Every level crops; none changes nothing else.
         crop_size: side of the square crop in pixels of the (shrunk) image; None = no cropping.
         downsample: whole number by which images are shrunk first.
 

@@ -13,6 +13,7 @@ from geopose.checkpoints.load import load_model, read_facts
 from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
 from geopose.checkpoints.remote.listed import listed_sources
 from geopose.cli import ArgumentParser, run_command
+from geopose.config_folder import shipped_or_own
 from geopose.errors import InputError
 
 
@@ -27,7 +28,7 @@ def _fetch(args: argparse.Namespace) -> None:
         if is_url(text):
             sources.append(Source(text))
         else:
-            sources += listed_sources(Path(text))
+            sources += listed_sources(shipped_or_own(Path(text)))
     for path in dict.fromkeys(fetch_all(sources)):
         _say_hash(path)
 

@@ -10,6 +10,7 @@ from geopose.checkpoints.formats.safetensors_file import write_safetensors
 from geopose.checkpoints.load import LoadedModel
 from geopose.errors import InputError
 from geopose.files.writable import check_file_target
+from geopose.system.optional import needs_extra
 
 _Writer = Callable[[Path, LoadedModel, Mapping[str, Any]], None]
 
@@ -25,8 +26,10 @@ def _write_safetensors(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]
 
 
 def _write_onnx(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
-    from geopose.checkpoints.formats.onnx_file import export_onnx
+    with needs_extra("onnx", str(path)):  # here, as it takes a second and is rarely needed
+        import onnxscript  # noqa: F401  torch's exporter is built on it
 
+        from geopose.checkpoints.formats.onnx_file import export_onnx
     export_onnx(path, loaded, facts)
 
 

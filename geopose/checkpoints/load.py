@@ -16,6 +16,7 @@ from geopose.checkpoints.weights import check_fit, current_names, load_weights_s
 from geopose.errors import InputError
 from geopose.models.build import build_model
 from geopose.models.legacy import current_model_config
+from geopose.system.optional import needs_extra
 
 # Keys of model configs that only matter to training, or to people.
 _NO_DIFFERENCE = {"pretrained", "slug", "dropout_rate", "drop_path_rate"}
@@ -91,7 +92,8 @@ def read_facts(path: Path, given: GivenNetwork | None = None) -> dict[str, Any]:
         return facts_of(load_checkpoint(path, given), str(path))
     if given is not None:
         raise InputError(f"{path}: an .onnx file is a network itself; leave {given.source} out")
-    from geopose.checkpoints.formats.onnx_file import read_onnx_facts  # rarely needed, takes long
+    with needs_extra("onnx", str(path)):  # here, as it takes a second and is rarely needed
+        from geopose.checkpoints.formats.onnx_file import read_onnx_facts
 
     facts = read_onnx_facts(path)
     check_network(facts, path)
@@ -101,7 +103,8 @@ def read_facts(path: Path, given: GivenNetwork | None = None) -> dict[str, Any]:
 
 
 def _onnx_network(path: Path) -> nn.Module:
-    from geopose.checkpoints.formats.onnx_file import OnnxNetwork
+    with needs_extra("onnx", str(path)):
+        from geopose.checkpoints.formats.onnx_file import OnnxNetwork
 
     return OnnxNetwork(path)
 

@@ -23,10 +23,10 @@ from geopose.augment.spatial import Pixels
 from geopose.data.heights import open_agl_m
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
 from geopose.data.rgb import open_rgb
+from geopose.data.targets import make_targets
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
-from geopose.geometry import angle_to_vector
-from geopose.numbers import is_whole
+from geopose.schema.numbers import is_whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -155,11 +155,11 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = self.augmentation(
                 pixels, heights, gsd_m, scale_px_per_m, angle_rad
             )
-            targets = _target_tensors(agl_m, scale_px_per_m, angle_rad)
+            targets = make_targets(agl_m, scale_px_per_m, angle_rad)
         else:
             rgb = _all(pixels)
             if truth is not None:
-                targets = _target_tensors(_all(truth[0]), *truth[1:])
+                targets = make_targets(_all(truth[0]), *truth[1:])
         return {
             keys.INPUT_IMAGE_KEY: normalize_image(rgb, self.channel_order),
             keys.INPUT_IMAGE_ID_KEY: record.image_id,
@@ -205,20 +205,6 @@ def worker_init_fn(worker_id: int) -> None:
     """For DataLoader: one thread for each worker, OpenCV's pool would fight with the others'."""
     del worker_id  # nothing is seeded here: samples carry their own seeds
     cv2.setNumThreads(0)
-
-
-def _target_tensors(
-    agl_m: NDArray[np.float32], scale_px_per_m: float, angle_rad: float
-) -> dict[str, Tensor]:
-    agl = torch.from_numpy(np.ascontiguousarray(agl_m, dtype=np.float32))[None]
-    direction = angle_to_vector(np.float64(angle_rad))
-    return {
-        keys.TARGET_AGL_MASK: agl,
-        keys.TARGET_MAGNITUDE_MASK: agl * scale_px_per_m,
-        keys.TARGET_VFLOW_SCALE: _scalar(scale_px_per_m),
-        keys.TARGET_VFLOW_ANGLE: _scalar(angle_rad),
-        keys.TARGET_VFLOW_DIRECTION: torch.tensor(direction, dtype=torch.float32),
-    }
 
 
 def _scalar(value: float) -> Tensor:

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from geopose.data.layout import ImageRecord
 from geopose.errors import InputError
-from geopose.numbers import is_whole
+from geopose.schema.numbers import is_whole
 
 NUM_FOLDS = 10
 FOLD_SEED = 42

@@ -12,7 +12,7 @@ from geopose.data.heights import CM_PER_M
 from geopose.errors import InputError, StorageError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.geometry import wrap_angle
-from geopose.numbers import is_number
+from geopose.schema.numbers import is_number
 
 
 def read_vflow(path: Path | str) -> tuple[float, float]:

@@ -14,7 +14,9 @@ import torch
 from geopose import distributed
 from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
-from geopose.data.layout import DATA_DIR_VARIABLE, read_split, resolve_data_dir
+from geopose.config_folder import shipped_or_own
+from geopose.data.layout import DATA_DIR_VARIABLE, resolve_data_dir
+from geopose.data.layouts.splits import add_layout_option, read_split
 from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
@@ -121,6 +123,7 @@ def _parser(description: str) -> ArgumentParser:
         metavar="DIR",
         help=f"data directory (default: ${DATA_DIR_VARIABLE})",
     )
+    add_layout_option(parser)
     parser.add_argument(
         "--visualize", action="store_true", help="also write a picture of every prediction"
     )
@@ -141,10 +144,15 @@ def _parser(description: str) -> ArgumentParser:
 def _job(arguments: Namespace) -> _Job:
     """Checks configs and data before any process is started or anything is written."""
     files, overrides = split_arguments(arguments.arguments)
-    configs = load_configs(files, overrides)
-    data_dir = resolve_data_dir(arguments.data_dir)
-    read_split(data_dir, "test")
-    job = _Job(configs, RunOptions(data_dir, arguments.visualize, arguments.force))
+    configs = load_configs([shipped_or_own(file) for file in files], overrides)
+    options = RunOptions(
+        resolve_data_dir(arguments.data_dir),
+        arguments.visualize,
+        arguments.force,
+        arguments.layout,
+    )
+    read_split(options.data_dir, "test", options.layout)
+    job = _Job(configs, options)
     job.check_folders()
     job.fetch_models()
     if len(configs) > 1:

@@ -17,7 +17,7 @@ from geopose.inference.engines.backends import BACKENDS
 from geopose.inference.engines.precision import PRECISIONS
 from geopose.inference.predict.ensemble import TTA_MODES, TTA_PER_MODEL
 from geopose.inference.predict.tta import Tta
-from geopose.schema import checked, key, section
+from geopose.schema.check import checked, key, section
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 _Config = DictConfig | ListConfig

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from geopose.data.dataset import warn_unconverted
-from geopose.data.layout import read_split
+from geopose.data.layouts.splits import CHALLENGE, read_split
 from geopose.errors import RunError
 from geopose.files.lock import FolderLock
 from geopose.files.stamp import FileStamp
@@ -39,14 +39,16 @@ class RunOptions:
     """What a command's options choose.
 
     Attributes:
-        data_dir: with `metadata.csv`, `geopose_test.csv` and `test/`.
+        data_dir: holds the test images.
         visualize: also write a picture of each image.
         force: predict everything anew.
+        layout: of the data directory.
     """
 
     data_dir: Path
     visualize: bool = False
     force: bool = False
+    layout: str = CHALLENGE
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Leader:
             InputError: the data, the folder or a checkpoint file cannot be used.
         """
         self.folder.check(self._options.visualize)
-        images = read_split(self._options.data_dir, "test")
+        images = read_split(self._options.data_dir, "test", self._options.layout)
         self._names = tuple(image.rgb.name for image in images)
         warn_of_precision(self._config.precision, self._device)
         known = Manifest.load(self.folder.root)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from pytorch_toolbelt.modules.dsconv import DepthwiseSeparableConv2d
 from pytorch_toolbelt.modules.unet import UnetBlock as ToolbeltUnetBlock
-from pytorch_toolbelt.modules.upsample import AbstractResizeLayer
+from pytorch_toolbelt.modules.upsample import AbstractResizeLayer, UpsampleLayerType
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -177,3 +177,19 @@ class InvertedUnetBlock(nn.Sequential):
                 for channels in (in_channels, out_channels)
             )
         )
+
+
+# What `model.decoder.block_type` and `model.decoder.upsample` may say. A block takes
+# (in_channels, out_channels, activation), an upsampling (in_channels, scale_factor).
+BLOCK_TYPES: dict[str, type[nn.Module]] = {
+    "unet": UnetBlock,
+    "residual_unet": ResidualUnetBlock,
+    "ir_unet": InvertedUnetBlock,
+    "dense_unet": DenseUnetBlock,
+}
+UPSAMPLES: dict[str, type[nn.Module] | UpsampleLayerType] = {
+    "bilinear": UpsampleLayerType.BILINEAR,  # with aligned corners
+    "nearest": UpsampleLayerType.NEAREST,
+    "rdtsc": ResidualDeconvolution,
+    "residual_deconv": ResidualDeconvolution,  # toolbelt's name for it
+}

@@ -5,26 +5,11 @@ from typing import Any
 
 from pytorch_toolbelt.modules.decoders.unet import UNetDecoder
 from pytorch_toolbelt.modules.interfaces import FeatureMapsSpecification
-from pytorch_toolbelt.modules.upsample import UpsampleLayerType
-from torch import nn
 
 from geopose.construct import as_mapping, check_keys
 from geopose.errors import InputError
-from geopose.models import blocks
-from geopose.numbers import is_whole
-
-BLOCK_TYPES: dict[str, type[nn.Module]] = {
-    "unet": blocks.UnetBlock,
-    "residual_unet": blocks.ResidualUnetBlock,
-    "ir_unet": blocks.InvertedUnetBlock,
-    "dense_unet": blocks.DenseUnetBlock,
-}
-UPSAMPLES: dict[str, type[nn.Module] | UpsampleLayerType] = {
-    "bilinear": UpsampleLayerType.BILINEAR,  # with aligned corners
-    "nearest": UpsampleLayerType.NEAREST,
-    "rdtsc": blocks.ResidualDeconvolution,
-    "residual_deconv": blocks.ResidualDeconvolution,  # toolbelt's name for it
-}
+from geopose.models.blocks import BLOCK_TYPES, UPSAMPLES
+from geopose.schema.numbers import is_whole
 
 
 def _choice(name: Any, options: Mapping[str, Any], where: str) -> Any:

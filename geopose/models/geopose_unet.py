@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,7 +55,8 @@ class GeoposeUNetModel(nn.Module):
     Args:
         encoder: image -> maps, fine to coarse; with `channels` and `strides`.
         decoder: encoder maps -> decoder maps, fine to coarse.
-        agl_head: (decoder maps, gsd) -> (height, magnitude or None).
+        agl_head: (decoder maps, gsd) -> (height, magnitude or None), or a third value: further
+            maps at its stride by their output key, {key: N x C x h x w}.
         orientation_head: encoder maps (decoder maps if it `reads_decoder`) -> Orientation.
 
     Attributes:
@@ -131,22 +131,46 @@ class GeoposeUNetModel(nn.Module):
             OUTPUT_AGL_MASK (metres) and OUTPUT_MAGNITUDE_MASK (pixels), N x 1 x H x W, >= 0;
             OUTPUT_VFLOW_SCALE (pixels per metre) and OUTPUT_VFLOW_ANGLE (radians in [0, 2 pi)),
             N x 1; OUTPUT_VFLOW_DIRECTION (sin a, cos a), N x 2, not normalised; from a head that
-            predicts it also OUTPUT_FLOW_MASK (pixels), N x 2 x H x W. All float32.
+            predicts it also OUTPUT_FLOW_MASK (pixels), N x 2 x H x W; and the further maps of a
+            height head, N x C x H x W. All float32.
         """
-        return finish(self.heads(image, gsd), image.shape[-2:], self.stride, self.agl_head.stride)  # type: ignore[arg-type]
+        heads, maps = self._run_heads(image, gsd)
+        size, head_stride = image.shape[-2:], int(self.agl_head.stride)  # type: ignore[arg-type]
+        further = {key: to_image(x, size, self.stride, head_stride) for key, x in maps.items()}
+        return {**finish(heads, size, self.stride, head_stride), **further}
 
     def heads(self, image: Tensor, gsd: Tensor) -> HeadOutputs:
         """What the heads say of the padded images; arguments as for a call."""
+        return self._run_heads(image, gsd)[0]
+
+    def _run_heads(self, image: Tensor, gsd: Tensor) -> tuple[HeadOutputs, dict[str, Tensor]]:
+        """What all networks predict, and the further maps of this one."""
         height, width = image.shape[-2:]
         # Without asking whether there is anything to pad: a question would tie an exported network
         # to the sizes that answer like the one it was traced with.
         padding = (0, -width % self.stride, 0, -height % self.stride)
         encoded = self.encoder(F.pad(image, padding, mode="replicate"))
         decoded = self.decoder(encoded)
-        agl, magnitude = self.agl_head(decoded, gsd)
+        agl, magnitude, *further = self.agl_head(decoded, gsd)
         reads_decoder = self.orientation_head.reads_decoder
         direction, scale, flow = self.orientation_head(decoded if reads_decoder else encoded)
-        return HeadOutputs(agl, magnitude, direction, scale, flow)
+        heads = HeadOutputs(agl, magnitude, direction, scale, flow)
+        return heads, further[0] if further else {}
+
+
+def to_image(x: Tensor, size: Sequence[int], stride: int, head_stride: int | None = None) -> Tensor:
+    """Maps of a head at the size of the images, in float32.
+
+    Args:
+        x: N x C x h x w, of the padded images.
+        size: height and width of the images.
+        stride: images were padded to multiples of it.
+        head_stride: pixels of the padded images for one of the maps; None = not known.
+    """
+    height, width = size
+    below, right = -height % stride, -width % stride
+    x = x.float() if head_stride == 1 else resize(x.float(), (height + below, width + right))
+    return F.pad(x, (0, -right, 0, -below))  # a slice would be tied to the traced size
 
 
 def finish(
@@ -163,17 +187,10 @@ def finish(
     Returns:
         As `GeoposeUNetModel`.
     """
-    height, width = size
-    below, right = -height % stride, -width % stride
-    padded = torch.Size((height + below, width + right))
-    crop = (0, -right, 0, -below)  # a slice would be tied to the traced size
-
-    def to_image(x: Tensor) -> Tensor:
-        x = x.float()
-        return F.pad(x if head_stride == 1 else resize(x, padded), crop)
-
-    agl = to_image(heads.agl)
-    magnitude = None if heads.magnitude is None else to_image(heads.magnitude)
+    agl = to_image(heads.agl, size, stride, head_stride)
+    magnitude = heads.magnitude
+    if magnitude is not None:
+        magnitude = to_image(magnitude, size, stride, head_stride)
     scale = heads.scale
     if scale is None:
         assert magnitude is not None  # one of them is predicted, see `from_config`
@@ -190,5 +207,5 @@ def finish(
     }
     if heads.flow is not None:
         flow = heads.flow.contiguous()  # as the targets; two channels are faster so, too
-        outputs[keys.OUTPUT_FLOW_MASK] = F.pad(resize(flow, padded), crop)
+        outputs[keys.OUTPUT_FLOW_MASK] = to_image(flow, size, stride)
     return outputs

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from geopose.cli import ArgumentParser, positive_int, run_command
 from geopose.data.heights import read_agl_m
-from geopose.data.layout import ImageRecord, agl_name, read_split, resolve_data_dir, vflow_name
+from geopose.data.layout import ImageRecord, agl_name, resolve_data_dir, vflow_name
+from geopose.data.layouts.splits import CHALLENGE, add_layout_option, read_split
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
@@ -64,7 +65,13 @@ def spread_over_cities(records: Sequence[ImageRecord], count: int) -> list[Image
 
 
 def draw_comparison(
-    data_dir: Path, predictions: Path, truth: Path, out: Path, count: int, heading: str
+    data_dir: Path,
+    predictions: Path,
+    truth: Path,
+    out: Path,
+    count: int,
+    heading: str,
+    layout: str = CHALLENGE,
 ) -> None:
     """Draws `count` scenes of the test split: image, true and predicted height and flow.
 
@@ -75,7 +82,7 @@ def draw_comparison(
     check_file_target(out, "--out")
     rows = [
         _read_row(record, truth, predictions)
-        for record in spread_over_cities(read_split(data_dir, "test"), count)
+        for record in spread_over_cities(read_split(data_dir, "test", layout), count)
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_preview(out, rows, heading)
@@ -88,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m geopose.output.compare", description="Draws predictions beside the truth."
     )
     parser.add_argument("--data-dir", help="data directory ($DRIVENDATA_OVERHEAD_GEOPOSE)")
+    add_layout_option(parser)
     parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--truth", type=Path, required=True, help="folder of true files")
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.png, .jpg)")
@@ -103,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.out,
         arguments.count,
         arguments.heading,
+        arguments.layout,
     )
 
 

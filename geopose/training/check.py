@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from geopose.data.targets import target_keys
 from geopose.errors import InputError
-from geopose.keys import TARGET_KEYS
 from geopose.losses import LossSum
-from geopose.old_keys import without_old_keys
-from geopose.schema import checked
+from geopose.schema.check import checked
+from geopose.schema.old_keys import without_old_keys
 from geopose.training.config import TrainingConfig
 
 
@@ -57,4 +57,4 @@ def check_loss(model: nn.Module, criterion: LossSum) -> None:
     with torch.inference_mode():
         outputs = model.eval()(torch.zeros(1, 3, 64, 64), torch.full((1, 1), 0.5))
     model.train()
-    criterion.check(outputs, TARGET_KEYS)
+    criterion.check(outputs, target_keys())

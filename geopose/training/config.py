@@ -7,7 +7,7 @@ The YAML files hold the values and say what they mean; what a value may be is sa
 from dataclasses import dataclass
 from typing import Any
 
-from geopose.schema import key, section
+from geopose.schema.check import key, section
 from geopose.training.precision import PRECISIONS
 
 _GROUP = "choose one of the options of this group"
@@ -79,6 +79,7 @@ class Dataset:
     """configs/dataset."""
 
     data_dir: str | None = key()
+    layout: str = key()
     fold: int = key(least=0)
     fold_split: str = key()
     num_folds: int = key(least=2)

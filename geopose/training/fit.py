@@ -28,7 +28,7 @@ from geopose.errors import GeoposeError, InputError, RunError
 from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order, model_slug
-from geopose.old_keys import without_old_arguments
+from geopose.schema.old_keys import without_old_arguments
 from geopose.system.memory import keep_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from geopose.errors import InputError
-from geopose.numbers import is_number
+from geopose.schema.numbers import is_number
 
 Schedule = Callable[[float], float]
 

@@ -22,7 +22,7 @@ from geopose.distributed import broadcast_object, is_main, together, world_size
 from geopose.errors import InputError
 from geopose.models.build import model_slug
 from geopose.models.legacy import current_model_config
-from geopose.old_keys import without_old_keys
+from geopose.schema.old_keys import without_old_keys
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geopose.errors import InputError
 from geopose.models.build import channel_order
-from geopose.numbers import is_whole
+from geopose.schema.numbers import is_whole
 
 LABELS_CONVERTED = "converted"
 METADATA_KEY = "geopose"  # under which files that are not .pth keep their facts

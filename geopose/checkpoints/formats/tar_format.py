@@ -6,6 +6,7 @@ every pickle by torch's weights-only unpickler, which takes what `pickles.ALLOWE
 
 import math
 import pickle
+import re
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -153,7 +154,9 @@ def _check_inside(size: tuple[int, ...], stride: tuple[int, ...], offset: int, l
 
 
 def _whole(value: Any) -> int:
-    """A key or a count."""
+    """A key or a count; keys were also written as text."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,20}", value):
+        return int(value)
     if type(value) is not int or value < 0:
         raise pickle.UnpicklingError("a number in the archive is none")
     return value

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from geopose.augment.build import build_augmentation
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.folds import split_fold
-from geopose.data.layout import ImageRecord, check_sizes, read_split, resolve_data_dir
+from geopose.data.layout import ImageRecord, check_sizes, resolve_data_dir
+from geopose.data.layouts.splits import read_split
 from geopose.distributed import ShardSampler, rank, world_size
 from geopose.errors import InputError
 from geopose.models.build import channel_order
@@ -67,7 +68,7 @@ def build_loaders(
             validate on.
     """
     dataset, train = cfg["dataset"], cfg["train"]
-    records = read_split(resolve_data_dir(dataset["data_dir"]), "train")
+    records = read_split(resolve_data_dir(dataset["data_dir"]), "train", dataset["layout"])
     check_sizes(records)
     train_records, valid_records = split_fold(
         records, dataset["fold"], dataset["fold_split"], dataset["num_folds"]

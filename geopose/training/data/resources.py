@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from geopose.errors import InputError
-from geopose.numbers import is_whole
+from geopose.schema.numbers import is_whole
 from geopose.system.cores import usable_cores
 
 AUTO = "auto"

@@ -1,9 +1,12 @@
-"""Colour, light and noise: what changes pixels but moves nothing. In and out: uint8 RGB crops.
+"""The levels of augmentation and their steps: what is drawn for a training sample, and how often.
 
-Each level adds to the one before. Nothing here may shift what is seen, because the heights stay
-where they are: blurs are symmetric and shrinking keeps pixel centres.
+A level is a spatial range and colour steps. Each level adds to the one before. Colour, light and
+noise change uint8 RGB crops and move nothing: nothing here may shift what is seen, because the
+heights stay where they are; blurs are symmetric and shrinking keeps pixel centres.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -11,6 +14,8 @@ import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from geopose.augment.spatial import SpatialRange
 
 _HAZE_COLOUR = (225, 230, 235)
 _STEPS = 64  # of a grey value, in which noise is computed with 16-bit integers
@@ -197,3 +202,26 @@ def hard() -> list[A.BasicTransform]:
             p=0.3,
         ),
     ]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Spatial range and colour changes of one level."""
+
+    spatial: SpatialRange
+    colours: Callable[[], list[A.BasicTransform]] = list
+
+
+_D4 = SpatialRange(symmetries=True)
+_LIGHT = SpatialRange(True, zoom=0.1, rotation_deg=22, sized_crop=0.9, probability=0.7)
+_HARD = SpatialRange(True, zoom=0.3, rotation_deg=45, sized_crop=0.9, probability=0.8)
+
+# What `train.augmentations` may say.
+LEVELS: dict[str, Level] = {
+    "none": Level(SpatialRange()),
+    "d4_only": Level(_D4),
+    "safe": Level(_D4, safe),
+    "light": Level(_LIGHT, light),
+    "medium": Level(_LIGHT, medium),
+    "hard": Level(_HARD, hard),
+}

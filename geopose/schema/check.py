@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from geopose.construct import plain
 from geopose.errors import InputError, one_line
-from geopose.numbers import is_number
+from geopose.schema.numbers import is_number
 
 _LIMITS = "limits"
 _LONGEST = 120  # characters of a value that a message shows

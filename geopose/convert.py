@@ -23,12 +23,13 @@ from geopose.data.layout import (
     DATA_DIR_VARIABLE,
     IMAGE_SUFFIXES,
     JPEG2000_SUFFIXES,
-    SPLIT_CSV,
+    ImageRecord,
     agl_name,
     is_up_to_date,
     picture_file,
     resolve_data_dir,
 )
+from geopose.data.layouts.splits import CHALLENGE, SPLITS, add_layout_option, list_images
 from geopose.data.raw import RAW_SUFFIX, write_raw
 from geopose.data.rgb import read_rgb, write_png
 from geopose.errors import InputError, RunError
@@ -99,15 +100,20 @@ class Conversion:
 
 
 def convert_directory(
-    data_dir: Path, workers: int, progress: bool = True, format_name: str = "png"
+    data_dir: Path,
+    workers: int,
+    progress: bool = True,
+    format_name: str = "png",
+    layout: str = CHALLENGE,
 ) -> Conversion:
-    """Converts the images of the train and test folders, and for raw the height maps too.
+    """Converts the images of a data directory, and for raw the height maps too.
 
     Args:
         data_dir: the data directory.
         workers: number of threads.
         progress: show a progress bar on standard error.
         format_name: "png" or "raw".
+        layout: of the data directory.
 
     Returns:
         What was done; broken files are in `failures` and do not stop the others.
@@ -117,12 +123,11 @@ def convert_directory(
         RunError: no room for the raw files, or a file cannot be written.
     """
     suffix = FORMATS[format_name]
-    folders = [data_dir / split for split in SPLIT_CSV if (data_dir / split).is_dir()]
-    tasks = [task for folder in folders for task in _tasks(folder, suffix)]
+    tasks = _all_tasks(data_dir, suffix, layout)
     if not tasks:
         kinds = ".j2k or .jp2" if suffix == ".png" else "image"
         raise InputError(
-            f"no {kinds} files in {data_dir}/train or {data_dir}/test; check --data-dir"
+            f"no {kinds} files in the train or test images of {data_dir}; check --data-dir"
         )
     for one, other in pairwise(sorted(tasks, key=lambda task: (task.target, task.source))):
         if one.target == other.target:
@@ -130,7 +135,7 @@ def convert_directory(
                 f"{one.source} and {other.source.name} would become the same "
                 f"{suffix[1:].upper()} file; rename one"
             )
-    for folder in folders:
+    for folder in {task.target.parent for task in tasks}:
         for leftover in partial_files(folder, suffix):
             leftover.unlink(missing_ok=True)
     waiting = [task for task in tasks if not task.done()]
@@ -147,6 +152,24 @@ def convert_directory(
         else:
             result.converted += 1
     return result
+
+
+def _all_tasks(data_dir: Path, suffix: str, layout: str) -> list[_Task]:
+    """The files to make of a data directory."""
+    if layout == CHALLENGE:  # its folders say enough: its CSV files need not be there yet
+        folders = [data_dir / split for split in SPLITS if (data_dir / split).is_dir()]
+        return [task for folder in folders for task in _tasks(folder, suffix)]
+    records = [record for split in SPLITS for record in list_images(data_dir, split, layout)]
+    return [task for record in records for task in _tasks_of(record, suffix)]
+
+
+def _tasks_of(record: ImageRecord, suffix: str) -> list[_Task]:
+    """The files to make of an image that a layout lists."""
+    is_jpeg2000 = record.rgb.suffix.lower() in JPEG2000_SUFFIXES
+    sources = [(record.rgb, "rgb")] if suffix == RAW_SUFFIX or is_jpeg2000 else []
+    if suffix == RAW_SUFFIX and record.agl is not None:
+        sources.append((record.agl, "agl"))
+    return [_Task(path, path.with_suffix(suffix), kind) for path, kind in sources]
 
 
 def _tasks(folder: Path, suffix: str) -> list[_Task]:
@@ -214,7 +237,6 @@ def _convert_all(tasks: Sequence[_Task], workers: int) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """The convert_j2k.py command."""
     parser = ArgumentParser(
-        prog="convert_j2k.py",
         description="Writes a PNG beside every .j2k and .jp2 image of a data directory, because "
         "PNG reads several times faster; or raw files of images and heights, of which training "
         "reads only the crop. Files converted before are skipped.",
@@ -223,8 +245,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--data-dir",
         "--data_dir",
         metavar="DIR",
-        help=f"directory that holds train/ and test/ (default: ${DATA_DIR_VARIABLE})",
+        help=f"data directory (default: ${DATA_DIR_VARIABLE})",
     )
+    add_layout_option(parser)
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -241,7 +264,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     data_dir = resolve_data_dir(arguments.data_dir)
-    result = convert_directory(data_dir, arguments.workers, format_name=arguments.format)
+    result = convert_directory(
+        data_dir, arguments.workers, format_name=arguments.format, layout=arguments.layout
+    )
     sys.stdout.write(
         f"{result.converted} converted, {result.skipped} skipped (already there), "
         f"{len(result.failures)} failed in {data_dir}\n"

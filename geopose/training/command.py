@@ -1,0 +1,66 @@
+"""The command train.py: arguments in, Hydra composes the config; one training for each job."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from geopose.cli import EXIT_INPUT, run_command
+from geopose.config_folder import config_folder
+from geopose.errors import InputError
+from geopose.schema.old_keys import without_old_arguments
+from geopose.system.optional import needs_extra
+
+_status: list[int] = []  # exit code of each run that Hydra started
+
+
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
+def _run(config: DictConfig) -> None:
+    def run(argv: Sequence[str] | None) -> None:
+        with needs_extra("train", "training"):
+            from geopose.training.fit import (
+                fit,  # heavy, so only once the config is known to be good
+            )
+
+        fit(config, list(HydraConfig.get().overrides.task))
+
+    _status.append(1)  # stands if the run ends in a way that nobody expected
+    _status[-1] = run_command(run)
+
+
+def _bad_group(arguments: Sequence[str]) -> str | None:
+    """The argument that gives a config group a value that is no name, at which Hydra breaks."""
+    groups = [path.name for path in config_folder().iterdir() if path.is_dir()]
+    pattern = re.compile(rf"({'|'.join(groups)})=(null|[\d.+-]*)")
+    return next((argument for argument in arguments if pattern.fullmatch(argument)), None)
+
+
+def train() -> int:
+    """Runs Hydra on sys.argv and returns an exit code: 2 for a config that does not compose."""
+    # torch.distributed.launch adds this argument; the environment says the same.
+    launcher = ("--local-rank", "--local_rank")
+    arguments = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
+    try:
+        sys.argv[1:] = without_old_arguments(arguments)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_INPUT
+    if bad := _bad_group(sys.argv[1:]):
+        sys.stderr.write(f"error: {bad}: name one of the group's options (see train.py --help)\n")
+        return EXIT_INPUT
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        from geopose.training.help import register_help
+
+        register_help(config_folder())
+    try:
+        _run()
+    except BrokenPipeError:  # the help, read by `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # Hydra has written its message
+        return EXIT_INPUT if stop.code and not _status else int(stop.code or 0)
+    return max(_status, default=0)
