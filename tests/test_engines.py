@@ -9,11 +9,13 @@ from torch.nn import functional as F
 
 from geopose import keys
 from geopose.errors import InputError
+from geopose.inference.config import load_config
 from geopose.inference.engines import backends
 from geopose.inference.engines.backends import prepare, resolve_backend
 from geopose.inference.engines.precision import resolve_precision
 from geopose.inference.engines.torch_engine import CompiledNetwork, TorchNetwork, _Float32Conv
 from tests.tiny_networks import VARIANTS, answers, network
+from tests.tiny_run import write_checkpoint, write_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LONG = backends.LEAST_PIXELS_TO_CONVERT
@@ -44,11 +46,11 @@ def test_backends_that_are_asked_for(monkeypatch):
         resolve_backend("openvino", CPU, "fp32")
 
 
-def test_eager_is_the_old_name_of_torch():
-    backends.check_backend("eager")
-    assert resolve_backend("eager", CPU, "fp32") == "torch"
-    with pytest.raises(InputError, match=r"'quick', use auto, torch, compile, openvino$"):
-        backends.check_backend("quick")
+def test_eager_is_the_old_name_of_torch(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "a.pth")
+    old = write_config(tmp_path / "c.yaml", [checkpoint], backend="eager")
+    assert load_config(old).backend == "torch"
+    assert load_config(old, ["inference.backend=eager"]).backend == "torch"
 
 
 @pytest.mark.parametrize("name", VARIANTS)

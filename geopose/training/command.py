@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 from geopose.cli import EXIT_INPUT, run_command
 from geopose.config_folder import config_folder
+from geopose.errors import InputError
+from geopose.schema.old_keys import without_old_arguments
 from geopose.system.optional import needs_extra
 
 _status: list[int] = []  # exit code of each run that Hydra started
@@ -41,7 +43,12 @@ def train() -> int:
     """Runs Hydra on sys.argv and returns an exit code: 2 for a config that does not compose."""
     # torch.distributed.launch adds this argument; the environment says the same.
     launcher = ("--local-rank", "--local_rank")
-    sys.argv[1:] = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
+    arguments = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
+    try:
+        sys.argv[1:] = without_old_arguments(arguments)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_INPUT
     if bad := _bad_group(sys.argv[1:]):
         sys.stderr.write(f"error: {bad}: name one of the group's options (see train.py --help)\n")
         return EXIT_INPUT

@@ -15,19 +15,13 @@ logger = logging.getLogger(__name__)
 
 AUTO, TORCH, COMPILE, OPENVINO = "auto", "torch", "compile", "openvino"
 BACKENDS = (AUTO, TORCH, COMPILE, OPENVINO)
-_OLD_NAMES = {"eager": TORCH}
+OLD_NAMES = {"eager": TORCH}  # in older configs
 # Runs of a network (models x views x images) from which compiling for a minute or two pays.
 LEAST_RUNS_TO_COMPILE = 10_000
 # Pixels (of all views of all images) from which converting for OpenVINO pays: that costs what 1.5
 # (sample_unet), 2 (b6), 4 (v2s) or 10 (mobilenet_unet) megapixels save. Too early loses seconds,
 # too late a minute.
 LEAST_PIXELS_TO_CONVERT = 4_000_000
-
-
-def check_backend(name: object) -> None:
-    """Raises InputError unless `name` is a known backend, or was one."""
-    if name not in (*BACKENDS, *_OLD_NAMES):
-        raise InputError(f"inference.backend: unknown value {name!r}, use {', '.join(BACKENDS)}")
 
 
 def resolve_backend(
@@ -49,7 +43,6 @@ def resolve_backend(
     Raises:
         InputError: OpenVINO is wanted but not installed, or not on a CPU.
     """
-    wanted = _OLD_NAMES.get(wanted, wanted)
     if wanted == AUTO:
         return _automatic(device, precision, runs, pixels)
     if wanted == OPENVINO and device.type != "cpu":

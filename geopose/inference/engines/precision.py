@@ -4,7 +4,6 @@ import logging
 
 import torch
 
-from geopose.errors import InputError
 from geopose.system.devices import has_native_bf16
 
 logger = logging.getLogger(__name__)
@@ -13,14 +12,6 @@ AUTO = "auto"
 FP32, TF32, BF16, FP16 = "fp32", "tf32", "bf16", "fp16"
 PRECISIONS = (AUTO, FP32, TF32, BF16, FP16)
 _TYPES = {BF16: torch.bfloat16, FP16: torch.float16}
-
-
-def check_precision(name: object) -> None:
-    """Raises InputError unless `name` is a known precision."""
-    if name not in PRECISIONS:
-        raise InputError(
-            f"inference.precision: unknown value {name!r}, use {', '.join(PRECISIONS)}"
-        )
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
