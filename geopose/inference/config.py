@@ -147,10 +147,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
 def _in_current_words(raw: Any) -> Any:
     """A config with today's name of its backend."""
     inference = raw.get("inference") if isinstance(raw, Mapping) else None
-    backend = inference.get("backend") if isinstance(inference, Mapping) else None
-    if not isinstance(backend, str) or backend not in OLD_NAMES:
+    if not isinstance(inference, Mapping) or inference.get("backend") not in list(OLD_NAMES):
         return raw
-    return {**raw, "inference": {**inference, "backend": OLD_NAMES[backend]}}
+    return {**raw, "inference": {**inference, "backend": OLD_NAMES[inference["backend"]]}}
 
 
 def _config(path: Path, content: Mapping[str, Any]) -> InferenceConfig:
