@@ -75,8 +75,8 @@ class Rpc:
             return np.empty(column.shape), np.empty(column.shape)
         # The mean point first: from there all others are a step or two away.
         with np.errstate(all="ignore"):
-            means = (float(np.mean(part[np.isfinite(part)])) for part in (column, row, height_m))
-            seed = self._newton(*map(_float64, means), self.offsets[2], self.offsets[3])
+            x, y, h = (np.mean(part[np.isfinite(part)]) for part in (column, row, height_m))
+            seed = self._newton(x, y, h, self.offsets[2], self.offsets[3])
             lon, lat = self._newton(column, row, height_m, *seed)
         return lon, lat
 
@@ -114,9 +114,13 @@ class Rpc:
         scales[:2] *= factors
         return replace(self, offsets=offsets, scales=scales)
 
-    def _normalise(self, *ground: Any) -> list[Array]:
-        pairs = zip(ground, self.offsets[2:], self.scales[2:], strict=True)
-        return [(_float64(value) - offset) / scale for value, offset, scale in pairs]
+    def _normalise(self, lon: Any, lat: Any, height_m: Any) -> tuple[Array, Array, Array]:
+        offsets, scales = self.offsets[2:], self.scales[2:]
+        return (
+            (_float64(lon) - offsets[0]) / scales[0],
+            (_float64(lat) - offsets[1]) / scales[1],
+            (_float64(height_m) - offsets[2]) / scales[2],
+        )
 
     def _pixels(self, values: Array) -> tuple[Array, Array]:
         return (
@@ -135,7 +139,7 @@ class Rpc:
         values = self._quotients(*point)
         slopes = np.empty((*values.shape[1:], 2, 3))
         for axis in range(3):
-            by_axis = np.tensordot(self.coefficients, _monomials(*point, derive=axis), axes=1)
+            by_axis = np.tensordot(self.coefficients, _monomials(*point, axis), axes=1)
             for k in range(2):
                 top, bottom = values[2 * k], values[2 * k + 1]
                 slope = (by_axis[2 * k] * bottom - top * by_axis[2 * k + 1]) / bottom**2
