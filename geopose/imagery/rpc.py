@@ -5,7 +5,6 @@ Out: (column, row) in pixels; (0, 0) is the centre of the first pixel.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -233,9 +232,9 @@ def _cube(value: Array) -> Array:
     return np.stack([np.ones_like(value), value, value**2, value**3])
 
 
-def _finite_mean(value: Array) -> float:
+def _finite_mean(value: Array) -> Array:
     known = value[np.isfinite(value)]
-    return float(known.mean()) if known.size else math.nan
+    return np.asarray(known.mean() if known.size else np.nan)
 
 
 def _float64(value: Any) -> Array:
