@@ -24,7 +24,7 @@ from geopose.imagery.lean import Lean
 
 SEEN, HIDDEN, UNKNOWN = 0, 1, 255
 # Neighbouring pixels of one surface: a roof of 60 degrees rises by 0.9 m over two pixels of 0.25 m.
-SAME_SURFACE_M = 1.0
+SAME_SURFACE_M = 2.0
 _WALL_SHARE = 0.5  # of the fall of an upright wall, from pixel to pixel
 _EDGE_SHARE = 0.1
 _SAMPLES = np.arange(-2, 4, dtype=np.int32)  # steps around a guess in which a surface is met
@@ -53,13 +53,17 @@ class Block:
     lean: Lean
     longest: int
 
+    def inside(self, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which pixels belong to the part."""
+        height, width = self.agl_m.shape
+        return (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+
     def sample(
         self, rows: NDArray[np.int32], columns: NDArray[np.int32]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """(heights, positions in the flattened part) of pixels; NaN outside the part."""
-        height, width = self.agl_m.shape
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        position = np.where(inside, rows * width + columns, 0)
+        inside = self.inside(rows, columns)
+        position = np.where(inside, rows * self.agl_m.shape[1] + columns, 0)
         return np.where(inside, self.agl_m.reshape(-1)[position], np.float32(np.nan)), position
 
 
@@ -220,8 +224,9 @@ def _meet(
 def occlusion_of(block: Block, agl_m: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Which cells of a finished region are seen, which hidden, and of which nobody knows.
 
-    From the pixel of an empty cell's ground up the column: if the surface that covers it there
-    gives way to a free view, the cell is hidden; if the image or its data end first, it is unknown.
+    The ground of an empty cell is covered in the image by something taller: it is hidden. Unless
+    the column leads up a wall to the border of the image, for then the wall's own roof, which is
+    not seen, may stand there; or it comes to no-data before it comes to a free view.
 
     Args:
         block: the part and the region.
@@ -237,14 +242,19 @@ def occlusion_of(block: Block, agl_m: NDArray[np.float32]) -> NDArray[np.uint8]:
     flat[cells] = np.where(np.isnan(ground), UNKNOWN, HIDDEN)
     doubtful = (ground > 0) & _may_end(block, rows, columns)
     cells, rows, columns = cells[doubtful], rows[doubtful], columns[doubtful]
+    cover = ground[doubtful]
+    wall = np.zeros(len(cells), bool)
     for step in range(1, block.longest + 1):
         if len(cells) == 0:
             break
         down, right = block.lean.steps(np.full(1, step, np.int32))
         over, _ = block.sample(rows + down, columns + right)
-        flat[cells[np.isnan(over)]] = UNKNOWN
+        ends = np.isnan(over)
+        flat[cells[ends & (wall | block.inside(rows + down, columns + right))]] = UNKNOWN
+        wall = over - cover >= np.float32(_WALL_SHARE / block.lean.px_per_m)
         covered = over >= np.float32(step / block.lean.px_per_m)
         cells, rows, columns = cells[covered], rows[covered], columns[covered]
+        cover, wall = over[covered], wall[covered]
     return flat.reshape(agl_m.shape)
 
 

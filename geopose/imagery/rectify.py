@@ -40,9 +40,9 @@ class Rectified:
         agl_m: H x W float32 metres, NaN where it is hidden or unknown.
         rgb: H x W x 3 uint8, or None; 0 where `occlusion` is not 0, which is not what makes a
             pixel no-data: `occlusion` is.
-        occlusion: H x W uint8. 0: seen. 1: hidden, the surface that covers this ground in the
-            image ends within the image. 255: unknown, no height was given, or what covers the
-            ground goes on beyond the image or its data.
+        occlusion: H x W uint8. 0: seen. 1: hidden, something taller covers this ground in the
+            image. 255: unknown, the image has no height there, or what covers the ground is a
+            wall whose roof is beyond the border, or leads to no-data.
     """
 
     agl_m: NDArray[np.float32]
