@@ -141,9 +141,7 @@ def _sources(block: Block, top: NDArray[np.float32]) -> NDArray[np.int32]:
     return source
 
 
-def _close(
-    block: Block, top: NDArray[np.float32], source: NDArray[np.int32] | None
-) -> None:
+def _close(block: Block, top: NDArray[np.float32], source: NDArray[np.int32] | None) -> None:
     """Closes cracks next to filled cells, in place."""
     highest = cv2.dilate(top, _NEIGHBOURS)
     empty = top == _EMPTY

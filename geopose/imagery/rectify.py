@@ -177,7 +177,9 @@ def _window(
 ) -> Rectified:
     """One window of the result, from the part of the image that can reach it."""
     margin = passes(lean)
-    region = [_grown(span, margin, margin, n) for span, n in zip(window, heights.shape, strict=True)]
+    region = [
+        _grown(span, margin, margin, n) for span, n in zip(window, heights.shape, strict=True)
+    ]
     part = tuple(
         _grown(span, most + MARGIN_PX, MARGIN_PX - fewest, n)
         for span, (fewest, most), n in zip(region, lean.reach(*range_m), heights.shape, strict=True)
