@@ -56,7 +56,8 @@ class View:
         self.agl_m: NDArray[np.float32] = read_agl_m(folder / f"train/JAX_068{name}_AGL.tif")
         rpc = read_rpc_json(folder / f"rpc_ba/JAX_068_{name}_RGB.json")
         self.place = Georeference(rpc=rpc)
-        self.flow: SensorFlow = sensor_flow(self.place, *self.agl_m.shape, GROUND_M)
+        height, width = self.agl_m.shape
+        self.flow: SensorFlow = sensor_flow(self.place, height, width, GROUND_M)
         self.rectified: Rectified = rectify(
             self.agl_m, self.flow.scale_px_per_m, self.flow.angle_rad, self.rgb
         )

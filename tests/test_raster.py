@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from geopose.data.heights import write_agl_cm
-from geopose.data.rgb import write_png
+from geopose.data.rgb import write_j2k, write_png
 from geopose.errors import InputError, RunError
 from geopose.imagery import raster, raster_writer
 from geopose.imagery.georeference import Gcp, Georeference
@@ -203,6 +204,23 @@ def test_broken_and_missing_files_are_one_line(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.tif", np.random.default_rng(1).random((600, 600), np.float32))
     path.write_bytes(path.read_bytes()[:-400_000])
     with open_raster(path) as image, pytest.raises(InputError, match="broken image"):
+        image.read()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.j2k", "a.jpg"])
+def test_half_a_file_is_not_read_as_if_it_were_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)
+    if name == "a.png":
+        write_png(path, noise)
+    elif name == "a.j2k":
+        write_j2k(path, noise, lossless=True)
+    else:
+        Image.fromarray(noise).save(path)
+    with open_raster(path) as image:
+        assert image.read().shape == (300, 400, 3)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="broken image"), open_raster(path) as image:
         image.read()
 
 

@@ -1,7 +1,9 @@
 """rasterio (GDAL) when it is installed, without the noise it makes; one line where it is not."""
 
+import functools
 import importlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,10 @@ from typing import Any
 from geopose.errors import InputError
 
 INSTALL = 'pip install "geopose[geo]" (rasterio)'
+
+# GDAL keeps what it has read and written in memory, by itself up to 5 % of the machine's: 25 GB of
+# a large one. Windows are worked through once here, so a few rows of tiles are enough.
+_CACHE_BYTES = 1 << 28
 
 # GDAL's complaints about a broken file would come on top of the one line of our InputError.
 logging.getLogger("rasterio").setLevel(logging.CRITICAL)
@@ -23,7 +29,19 @@ def find_rasterio() -> Any | None:
             importlib.import_module(f"rasterio.{part}")
     except ImportError:
         return None
+    _set_up(rasterio)
     return rasterio
+
+
+@functools.cache
+def _set_up(rasterio: Any) -> None:
+    """Once a process; whoever sets GDAL's own variables decides for himself."""
+    if "GDAL_CACHEMAX" not in os.environ:
+        rasterio._env.set_gdal_config("GDAL_CACHEMAX", _CACHE_BYTES)
+    if (
+        "GDAL_ERROR_ON_LIBJPEG_WARNING" not in os.environ
+    ):  # the rest of a cut-off file would be grey
+        rasterio._env.set_gdal_config("GDAL_ERROR_ON_LIBJPEG_WARNING", True)
 
 
 def need_rasterio(what: str) -> Any:

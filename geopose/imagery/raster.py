@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from geopose.data.decoding import (
     DECODE_ERRORS,
+    PNG_MAGIC,
     TIFF_MAGICS,
     WrongKind,
     only_page,
@@ -36,6 +37,7 @@ __all__ = ["Raster", "RasterWriter", "create_raster", "open_raster", "windows"]
 logger = logging.getLogger(__name__)
 
 _ALL = slice(None)
+_PNG_TAIL = 4096  # bytes: some programs put something behind the end
 _GDAL_NODATA_TAG = 42113
 _PLACE_TAGS = (33550, 33922, 34264, 34735, 50844)  # GeoTIFF's pixel scale, points, matrix; RPC
 _ALPHA_SAMPLES = (1, 2)  # ExtraSamples of TIFF 6.0: associated and unassociated alpha
@@ -170,13 +172,23 @@ def open_raster(path: Path | str) -> Raster:
     rasterio = find_rasterio()
     if rasterio is None:
         return _open_tiff(path) if head.startswith(TIFF_MAGICS) else _open_other(path)
+    if head.startswith(PNG_MAGIC):
+        _check_png(path)
     try:
         with quiet():
             return _open_gdal(path, rasterio.open(path), rasterio)
-    except DECODE_ERRORS as error:
+    except (WrongKind, rasterio.errors.RasterioError, *DECODE_ERRORS) as error:
         raise InputError(
             f"{path}: not an image that GDAL reads ({one_line(error, 120)})"
         ) from error
+
+
+def _check_png(path: Path) -> None:
+    """GDAL reads half a PNG file without a word; a whole one ends with its IEND chunk."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _PNG_TAIL, 0))
+        if b"IEND" not in file.read():
+            raise InputError(f"{path}: broken image (truncated); get a good copy")
 
 
 def windows(height: int, width: int, size: int) -> Iterator[tuple[slice, slice]]:
