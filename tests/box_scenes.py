@@ -77,9 +77,7 @@ def render_boxes(
     outside = (image_x < -0.5) | (image_x > shape[1] - 0.5)
     outside |= (image_y < -0.5) | (image_y > shape[0] - 0.5)
     hidden = ~outside & (seen(image_x, image_y) > ground_m + 0.01)
-    return BoxScene(
-        seen(x, y).astype(np.float32), ground_m.astype(np.float32), hidden, outside
-    )
+    return BoxScene(seen(x, y).astype(np.float32), ground_m.astype(np.float32), hidden, outside)
 
 
 def town(shape: tuple[int, int], seed: int = 0, highest_m: float = 40.0) -> list[Box]:
