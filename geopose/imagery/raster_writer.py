@@ -98,19 +98,30 @@ def create_raster(
                 plain.finish(partial)
                 return
             options = {"nodata": nodata, "count": count, "dtype": dtype.name}
-            with quiet(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_PAM_ENABLED=False):
+            with _settings(rasterio):
                 dataset = _open_work(rasterio, work, height, width, options)
-                with dataset:
+            writer = _GdalWriter(rasterio, dataset, mask)
+            try:
+                with _settings(rasterio):
                     write_georeference(dataset, place)
                     _describe(dataset, descriptions, units, tags or {})
-                    writer = _GdalWriter(rasterio, dataset, mask)
-                    yield writer
+                yield writer
+            finally:
+                writer.close()
+            with _settings(rasterio):
                 _copy_as_cog(rasterio, work, partial, categories)
     except GeoposeError:
         raise
     except _gdal_errors(rasterio) as error:
         reason = one_line(error.__cause__ or error, 120)
         raise RunError(f"cannot write {path}: {reason}; check the disk's space") from error
+
+
+@contextmanager
+def _settings(rasterio: Any) -> Iterator[None]:
+    """For each step by itself: a caller may read other files in between, by its own settings."""
+    with quiet(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_PAM_ENABLED=False):
+        yield
 
 
 def _gdal_errors(rasterio: Any) -> tuple[type[Exception], ...]:
@@ -137,7 +148,7 @@ def _describe(
 
 class _GdalWriter:
     def __init__(self, rasterio: Any, dataset: Any, mask: bool) -> None:
-        self._dataset, self._mask, self._window = dataset, mask, rasterio.windows.Window
+        self._rasterio, self._dataset, self._mask = rasterio, dataset, mask
 
     def write(
         self, array: NDArray, row: int, column: int, valid: NDArray[np.bool_] | None = None
@@ -145,11 +156,16 @@ class _GdalWriter:
         pixels = _checked(array, self._dataset.count, self._dataset.dtypes[0])
         height, width = pixels.shape[:2]
         _check_inside(row, column, height, width, self._dataset.shape)
-        window = self._window(column, row, width, height)
-        self._dataset.write(np.moveaxis(pixels, -1, 0), window=window)
-        if self._mask:
-            known = np.ones((height, width), bool) if valid is None else valid
-            self._dataset.write_mask(known.astype(np.uint8) * 255, window=window)
+        window = self._rasterio.windows.Window(column, row, width, height)
+        with _settings(self._rasterio):
+            self._dataset.write(np.moveaxis(pixels, -1, 0), window=window)
+            if self._mask:
+                known = np.ones((height, width), bool) if valid is None else valid
+                self._dataset.write_mask(known.astype(np.uint8) * 255, window=window)
+
+    def close(self) -> None:
+        with _settings(self._rasterio):
+            self._dataset.close()
 
 
 def _copy_as_cog(rasterio: Any, work: Path, path: Path, categories: bool) -> None:

@@ -75,7 +75,7 @@ class Rpc:
             return np.empty(column.shape), np.empty(column.shape)
         # The mean point first: from there all others are a step or two away.
         with np.errstate(all="ignore"):
-            x, y, h = (np.mean(part[np.isfinite(part)]) for part in (column, row, height_m))
+            x, y, h = (_finite_mean(part) for part in (column, row, height_m))
             seed = self._newton(x, y, h, self.offsets[2], self.offsets[3])
             lon, lat = self._newton(column, row, height_m, *seed)
         return lon, lat
@@ -230,6 +230,11 @@ def _monomials(lon: Array, lat: Array, height: Array, derive: int | None = None)
 def _cube(value: Array) -> Array:
     """Powers 0 to 3 of a value, along a new first axis."""
     return np.stack([np.ones_like(value), value, value**2, value**3])
+
+
+def _finite_mean(value: Array) -> Array:
+    known = value[np.isfinite(value)]
+    return np.asarray(known.mean() if known.size else np.nan)
 
 
 def _float64(value: Any) -> Array:
