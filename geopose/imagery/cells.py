@@ -158,9 +158,9 @@ def _close(
     Returns:
         The same for the next round.
     """
-    highest = cv2.dilate(top, _NEIGHBOURS)
+    highest = np.asarray(cv2.dilate(top, _NEIGHBOURS), np.float32)
     empty = top == _EMPTY
-    lowest = cv2.erode(np.where(empty, -_EMPTY, top), _NEIGHBOURS)
+    lowest = np.asarray(cv2.erode(np.where(empty, -_EMPTY, top), _NEIGHBOURS), np.float32)
     holes = empty & (highest > _EMPTY)
     found: list[tuple[NDArray, NDArray, NDArray]] = []
     if near is None:
@@ -195,7 +195,7 @@ def _dips(
     Returns:
         (positions in the flattened region, the lower one of the neighbours).
     """
-    height, width = top.shape
+    width = top.shape[1]
     step = np.float32(SAME_SURFACE_M)
     inner = np.zeros(top.shape, bool)
     inner[1:-1, 1:-1] = True

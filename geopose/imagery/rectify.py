@@ -176,13 +176,11 @@ def _window(
     window: Window,
 ) -> Rectified:
     """One window of the result, from the part of the image that can reach it."""
-    margin = passes(lean)
-    region = [
-        _grown(span, margin, margin, n) for span, n in zip(window, heights.shape, strict=True)
-    ]
+    margin, sizes = passes(lean), heights.shape
+    region = [_grown(span, margin, margin, n) for span, n in zip(window, sizes, strict=True)]
     part = tuple(
         _grown(span, most + MARGIN_PX, MARGIN_PX - fewest, n)
-        for span, (fewest, most), n in zip(region, lean.reach(*range_m), heights.shape, strict=True)
+        for span, (fewest, most), n in zip(region, lean.reach(*range_m), sizes, strict=True)
     )
     block = Block(
         np.ascontiguousarray(heights[part[0], part[1]], np.float32),
