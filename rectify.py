@@ -1,4 +1,4 @@
-"""Puts leaning surfaces on their footprints: python rectify.py --agl FILE --vflow FILE --out DIR."""
+"""Puts buildings on their footprints: python rectify.py --agl FILE --vflow FILE --out DIR."""
 
 import sys
 

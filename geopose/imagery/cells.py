@@ -106,7 +106,8 @@ def _land(block: Block) -> NDArray[np.float32]:
     wall = inside & _walls(block)
     top = np.full(height * width + 1, _EMPTY)  # the last one takes what is not to land
     solid = np.where(inside & ~wall, cells, nowhere)
-    np.maximum.at(top, solid.reshape(-1), block.agl_m.reshape(-1))
+    with np.errstate(invalid="ignore"):  # NaN lands nowhere
+        np.maximum.at(top, solid.reshape(-1), block.agl_m.reshape(-1))
     cells, heights = cells[wall], block.agl_m[wall]
     free = top[cells] == _EMPTY
     np.maximum.at(top, cells[free], heights[free])

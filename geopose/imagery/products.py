@@ -104,7 +104,7 @@ def write_products(
     vflow: Path,
     rgb: Path | None,
     out: Path,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Products:
     """Rectifies one image into `<stem>_AGL_RECTIFIED.tif`, `_RGB_RECTIFIED.tif`, `_OCCLUSION.tif`.
 
