@@ -17,7 +17,11 @@ from geopose.cli import ArgumentParser
 from geopose.data.layout import SPLIT_CSV, agl_name, read_split, resolve_data_dir
 from geopose.errors import GeoposeError, InputError, RunError, one_line
 from geopose.files.writable import check_folder_target
+from geopose.imagery.gdal import need_rasterio
+from geopose.imagery.georeference import parse_crs
+from geopose.imagery.map import UTM, parse_ground, warp_to_map
 from geopose.imagery.products import Products, stem_of, write_products
+from geopose.imagery.raster import open_raster
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     one = arguments.agl is not None
     if one == (arguments.archive is not None):
         raise InputError("give either --agl and --vflow, or --archive (see rectify.py --help)")
+    layout = _map_layout(arguments.map, arguments.ground_height)
     if one:
-        _rectify_one(arguments.agl, arguments.vflow, arguments.rgb, arguments.out)
+        _rectify_one(arguments.agl, arguments.vflow, arguments.rgb, arguments.out, layout)
     else:
         if arguments.vflow is not None or arguments.rgb is not None:
             raise InputError("--vflow and --rgb go with --agl; an archive has its own flow files")
-        _rectify_archive(arguments.archive, arguments.data_dir, arguments.out)
+        _rectify_archive(arguments.archive, arguments.data_dir, arguments.out, layout)
 
 
 def _parser() -> ArgumentParser:
@@ -54,10 +59,44 @@ def _parser() -> ArgumentParser:
     add("--archive", type=Path, metavar="FILE", help="a submission: .tar.gz or folder")
     add("--data-dir", type=Path, metavar="DIR", help="where the submission's images are")
     add("--out", type=Path, metavar="DIR", help="folder for the products")
+    add("--map", metavar="utm|EPSG:N", help="write <product>_MAP.tif in this system, too")
+    add(
+        "--ground-height",
+        metavar="M|DEM.tif",
+        help="with --map, of images placed by RPCs: metres above the ellipsoid",
+    )
     return parser
 
 
-def _rectify_one(agl: Path, vflow: Path | None, rgb: Path | None, out: Path | None) -> None:
+@dataclass(frozen=True)
+class _MapLayout:
+    """How products are laid out on a map."""
+
+    crs: str
+    ground: float | Path | None
+
+    def warp(self, product: Path) -> Path:
+        """Writes the map of a product beside it."""
+        path = product.with_name(f"{product.stem}_MAP.tif")
+        with open_raster(product) as raster:
+            warp_to_map(raster, path, self.crs, self.ground)
+        return path
+
+
+def _map_layout(crs: str | None, ground: str | None) -> _MapLayout | None:
+    if crs is None:
+        if ground is not None:
+            raise InputError("--ground-height goes with --map")
+        return None
+    need_rasterio("--map")
+    if crs != UTM:
+        parse_crs(crs)
+    return _MapLayout(crs, None if ground is None else parse_ground(ground))
+
+
+def _rectify_one(
+    agl: Path, vflow: Path | None, rgb: Path | None, out: Path | None, layout: _MapLayout | None
+) -> None:
     if vflow is None:
         raise InputError(f"--vflow is missing: the flow of {agl}, its _VFLOW.json")
     if out is None:
@@ -65,8 +104,9 @@ def _rectify_one(agl: Path, vflow: Path | None, rgb: Path | None, out: Path | No
     check_folder_target(out, "--out")
     with _bar(100, "rectify", "%") as advance:
         products = write_products(agl, vflow, rgb, out, lambda share: advance(100 * share))
+    maps = [] if layout is None else [layout.warp(path) for path in products.files]
     logger.info("%s", _summary(products))
-    for path in products.files:
+    for path in (*products.files, *maps):
         logger.info("wrote %s", path)
 
 
@@ -91,7 +131,9 @@ class _Submission:
     stems: list[str]
 
 
-def _rectify_archive(archive: Path, data_dir: Path | None, out: Path | None) -> None:
+def _rectify_archive(
+    archive: Path, data_dir: Path | None, out: Path | None, layout: _MapLayout | None
+) -> None:
     """Every image of a submission; one that is broken is named, the others go on."""
     images = _images(resolve_data_dir(data_dir))
     out = out if out is not None else archive.with_name(f"{_plain_name(archive)}_rectified")
@@ -102,7 +144,9 @@ def _rectify_archive(archive: Path, data_dir: Path | None, out: Path | None) -> 
             try:
                 agl = submission.folder / f"{stem}{_AGL_SUFFIX}"
                 vflow = submission.folder / f"{stem}{_VFLOW_SUFFIX}"
-                write_products(agl, vflow, _image_of(stem, images), out)
+                products = write_products(agl, vflow, _image_of(stem, images), out)
+                for path in () if layout is None else products.files:
+                    layout.warp(path)
             except GeoposeError as error:
                 failed.append(stem)
                 logger.error("%s: not rectified: %s", stem, one_line(error))
