@@ -145,8 +145,9 @@ def _rectify_archive(
                 agl = submission.folder / f"{stem}{_AGL_SUFFIX}"
                 vflow = submission.folder / f"{stem}{_VFLOW_SUFFIX}"
                 products = write_products(agl, vflow, _image_of(stem, images), out)
-                for path in () if layout is None else products.files:
-                    layout.warp(path)
+                if layout is not None:
+                    for path in products.files:
+                        layout.warp(path)
             except GeoposeError as error:
                 failed.append(stem)
                 logger.error("%s: not rectified: %s", stem, one_line(error))
