@@ -82,12 +82,13 @@ def rectify_block(
         with_source: whether to say where the cells come from.
 
     Returns:
-        float32 heights, and int32 positions in the flattened part (0 in empty cells) or None.
+        float32 heights, and int32 positions in the flattened part (any in empty cells) or None.
     """
     top = _land(block)
     source = _sources(block, top) if with_source else None
+    near: NDArray[np.bool_] | None = None
     for _ in range(passes(block.lean) if block.lean.px_per_m > 0 else 0):
-        _close(block, top, source)
+        near = _close(block, top, source, near)
     top[top == _EMPTY] = np.nan
     return top, source
 
@@ -100,15 +101,17 @@ def _land(block: Block) -> NDArray[np.float32]:
     columns += np.arange(-block.column, block.agl_m.shape[1] - block.column, dtype=np.int32)
     # As unsigned numbers, negative ones are beyond every width.
     inside = (rows.view(np.uint32) < height) & (columns.view(np.uint32) < width)
-    wall = inside & _walls(block)
-    top = np.full(height * width, _EMPTY)
     cells = rows * np.int32(width) + columns
-    solid = inside & ~wall
-    np.maximum.at(top, cells[solid].astype(np.int64), block.agl_m[solid])
-    cells, heights = cells[wall].astype(np.int64), block.agl_m[wall]
+    nowhere = np.int32(height * width)
+    wall = inside & _walls(block)
+    top = np.full(height * width + 1, _EMPTY)  # the last one takes what is not to land
+    solid = np.where(inside & ~wall, cells, nowhere)
+    with np.errstate(invalid="ignore"):  # NaN lands nowhere
+        np.maximum.at(top, solid.reshape(-1), block.agl_m.reshape(-1))
+    cells, heights = cells[wall], block.agl_m[wall]
     free = top[cells] == _EMPTY
     np.maximum.at(top, cells[free], heights[free])
-    return top.reshape(height, width)
+    return top[:-1].reshape(height, width)
 
 
 def _walls(block: Block) -> NDArray[np.bool_]:
@@ -133,35 +136,56 @@ def _walls(block: Block) -> NDArray[np.bool_]:
 
 def _sources(block: Block, top: NDArray[np.float32]) -> NDArray[np.int32]:
     """Where landed heights come from: back along their own shift, for equal ones never meet."""
-    rows, columns = block.lean.shift(np.where(top == _EMPTY, np.float32(0), top))
+    rows, columns = block.lean.shift(np.where(top == _EMPTY, np.float32(0), top))  # 0: stays inside
     rows = np.arange(block.row, block.row + block.shape[0], dtype=np.int32)[:, None] - rows
     columns = np.arange(block.column, block.column + block.shape[1], dtype=np.int32) - columns
-    source = rows * np.int32(block.agl_m.shape[1]) + columns
-    source[top == _EMPTY] = 0
-    return source
+    return rows * np.int32(block.agl_m.shape[1]) + columns
 
 
-def _close(block: Block, top: NDArray[np.float32], source: NDArray[np.int32] | None) -> None:
-    """Closes cracks next to filled cells, in place."""
-    highest = cv2.dilate(top, _NEIGHBOURS)
+def _close(
+    block: Block,
+    top: NDArray[np.float32],
+    source: NDArray[np.int32] | None,
+    near: NDArray[np.bool_] | None,
+) -> NDArray[np.bool_]:
+    """Closes cracks next to filled cells, in place.
+
+    Args:
+        block: the part and the region.
+        top: the region so far.
+        source: where its cells come from.
+        near: cells that have got a new neighbour in the round before; None in the first round.
+
+    Returns:
+        The same for the next round.
+    """
+    highest = np.asarray(cv2.dilate(top, _NEIGHBOURS), np.float32)
     empty = top == _EMPTY
-    lowest = cv2.erode(np.where(empty, -_EMPTY, top), _NEIGHBOURS)
-    holes = np.flatnonzero(empty & (highest > _EMPTY)).astype(np.int32)
-    dips, between = _dips(top, highest)
+    lowest = np.asarray(cv2.erode(np.where(empty, -_EMPTY, top), _NEIGHBOURS), np.float32)
+    holes = empty & (highest > _EMPTY)
     found: list[tuple[NDArray, NDArray, NDArray]] = []
-    rest = holes
+    if near is None:
+        dips, between = _dips(top, highest)
+        heights, pixels = _meet(block, dips, between)
+        met = heights > top.reshape(-1)[dips] + np.float32(SAME_SURFACE_M)
+        found.append((dips[met], heights[met], pixels[met]))
+    else:
+        holes &= near
+    rest = np.flatnonzero(holes).astype(np.int32)
     for guess in (highest, lowest):
         heights, pixels = _meet(block, rest, guess.reshape(-1)[rest])
         met = ~np.isnan(heights)
         found.append((rest[met], heights[met], pixels[met]))
         rest = rest[~met]
-    heights, pixels = _meet(block, dips, between)
-    met = heights > top.reshape(-1)[dips] + np.float32(SAME_SURFACE_M)
-    found.append((dips[met], heights[met], pixels[met]))
+        both = highest.reshape(-1)[rest] - lowest.reshape(-1)[rest]
+        rest = rest[both > SAME_SURFACE_M]  # otherwise one guess is as good as the other
+    new = np.zeros(top.shape, np.uint8)
     for cells, heights, pixels in found:
         top.reshape(-1)[cells] = heights
+        new.reshape(-1)[cells] = 1
         if source is not None:
             source.reshape(-1)[cells] = pixels
+    return cv2.dilate(new, _NEIGHBOURS).view(bool)
 
 
 def _dips(
@@ -172,7 +196,7 @@ def _dips(
     Returns:
         (positions in the flattened region, the lower one of the neighbours).
     """
-    height, width = top.shape
+    width = top.shape[1]
     step = np.float32(SAME_SURFACE_M)
     inner = np.zeros(top.shape, bool)
     inner[1:-1, 1:-1] = True

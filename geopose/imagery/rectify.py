@@ -28,7 +28,7 @@ from geopose.imagery.lean import Lean
 __all__ = ["HIDDEN", "SEEN", "UNKNOWN", "Rectified", "Window", "rectify", "rectify_windows"]
 
 Window = tuple[slice, slice]  # rows, columns
-_TILE_PX = 1024
+_TILE_PX = 512
 _FILE_TILE_PX = 2048
 
 
@@ -176,13 +176,11 @@ def _window(
     window: Window,
 ) -> Rectified:
     """One window of the result, from the part of the image that can reach it."""
-    margin = passes(lean)
-    region = [
-        _grown(span, margin, margin, n) for span, n in zip(window, heights.shape, strict=True)
-    ]
+    margin, sizes = passes(lean), heights.shape
+    region = [_grown(span, margin, margin, n) for span, n in zip(window, sizes, strict=True)]
     part = tuple(
         _grown(span, most + MARGIN_PX, MARGIN_PX - fewest, n)
-        for span, (fewest, most), n in zip(region, lean.reach(*range_m), heights.shape, strict=True)
+        for span, (fewest, most), n in zip(region, lean.reach(*range_m), sizes, strict=True)
     )
     block = Block(
         np.ascontiguousarray(heights[part[0], part[1]], np.float32),
@@ -202,7 +200,7 @@ def _window(
     if rgb is None or source is None:
         return Rectified(agl_m, None, occlusion)
     pixels = np.ascontiguousarray(rgb[part[0], part[1]]).reshape(-1, 3)
-    moved = pixels[source[inner]]
+    moved = pixels.take(source[inner], axis=0)
     moved[occlusion != SEEN] = 0
     return Rectified(agl_m, moved, occlusion)
 
