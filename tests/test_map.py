@@ -100,7 +100,7 @@ def _hills(lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
 
 def _lines_of_sight_on_hills(rpc: Rpc) -> np.ndarray:
     height = np.full((300, 400), 40.0)
-    for _ in range(8):
+    for _ in range(6):
         height = _hills(*rpc.localize(*_pixel_grid(400, 300), height))
     return height
 
