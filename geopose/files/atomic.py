@@ -23,7 +23,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         RunError: the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}{_PARTIAL}{secrets.token_hex(4)}{path.suffix}")
+    partial = _hidden(path)
     try:
         yield partial
         partial.replace(path)
@@ -31,6 +31,20 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_path(path: Path | str) -> Iterator[Path]:
+    """Gives a hidden path in the folder of `path` for work on the way; removed in the end."""
+    scratch = _hidden(Path(path))
+    try:
+        yield scratch
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.stem}{_PARTIAL}{secrets.token_hex(4)}{path.suffix}")
 
 
 def partial_files(folder: Path, suffix: str) -> list[Path]:
