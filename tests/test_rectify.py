@@ -82,6 +82,14 @@ def test_hidden_ground_is_not_bridged() -> None:
     assert (result.agl_m[70:90, 62:98] == 6.0).all()
 
 
+def test_a_blurred_far_edge_leaves_no_specks_on_hidden_ground() -> None:
+    """Predictions blur a building's edges: heights in between belong to no surface."""
+    scene = render_boxes(town((300, 310), 3, 40.0), (300, 310), 1.2, 1.0)
+    blurred = ndimage.gaussian_filter(scene.agl_m, 1.5)
+    deep = ndimage.binary_erosion(scene.hidden, iterations=3)
+    assert (rectify(blurred, 1.2, 1.0).occlusion[deep] == SEEN).mean() < 0.04
+
+
 def test_steep_surfaces_are_closed_with_heights_between_their_pixels() -> None:
     """A ramp that leans away is stretched: its cells fill, and none is taller or lower than it."""
     agl_m = np.zeros((60, 200), np.float32)

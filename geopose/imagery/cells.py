@@ -4,7 +4,8 @@ In: the part of the image that can reach a region of the result. Out: that regio
 happen, in this order.
 
 1. Every pixel lands in the cell of its ground point; the tallest wins. Pixels of a facade, all of
-   which land on the building's edge, take only cells in which nothing else landed.
+   which land on the building's edge, take only cells in which nothing else landed; pixels in the
+   middle of a blurred jump from ground to roof land nowhere.
 2. Cracks are closed. Walking down the column over an empty cell, either the surface in the image
    is met between two neighbouring pixels of one surface, one seen to be below the column's point
    and the other above it: then that is what stands in the cell, and its height is between theirs.
@@ -103,7 +104,9 @@ def _land(block: Block) -> NDArray[np.float32]:
     inside = (rows.view(np.uint32) < height) & (columns.view(np.uint32) < width)
     cells = rows * np.int32(width) + columns
     nowhere = np.int32(height * width)
-    wall = inside & _walls(block)
+    wall, blurred = _slopes(block)
+    inside &= ~blurred
+    wall &= inside
     top = np.full(height * width + 1, _EMPTY)  # the last one takes what is not to land
     solid = np.where(inside & ~wall, cells, nowhere)
     with np.errstate(invalid="ignore"):  # NaN lands nowhere
@@ -114,14 +117,17 @@ def _land(block: Block) -> NDArray[np.float32]:
     return top[:-1].reshape(height, width)
 
 
-def _walls(block: Block) -> NDArray[np.bool_]:
-    """Pixels of facades: along the flow they fall about as an upright wall does.
+def _slopes(block: Block) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pixels of facades, and pixels in the middle of a jump, which belong to no surface.
 
-    The first pixel of a wall, which has the roof's edge behind it, falls towards the next one.
+    Along the flow a facade falls about as an upright wall does; its first pixel, which has the
+    roof's edge behind it, falls towards the next one. Where a building's far edge is blurred, as
+    predictions are, heights between ground and roof rise along the flow by more than one surface
+    does, on both sides of a pixel. They would land one by one on the hidden ground.
     """
     lean = block.lean
     if lean.px_per_m == 0.0:
-        return np.zeros(block.agl_m.shape, bool)
+        return np.zeros(block.agl_m.shape, bool), np.zeros(block.agl_m.shape, bool)
     height, width = block.agl_m.shape
     padded = np.full((height + 2, width + 2), np.nan, np.float32)
     padded[1:-1, 1:-1] = block.agl_m
@@ -131,7 +137,10 @@ def _walls(block: Block) -> NDArray[np.bool_]:
     wall_m = np.float32(1.0 / lean.px_per_m)
     fall = behind - block.agl_m
     walls = fall >= _WALL_SHARE * wall_m
-    return walls | ((block.agl_m - ahead >= _WALL_SHARE * wall_m) & (fall >= _EDGE_SHARE * wall_m))
+    drop = block.agl_m - ahead
+    walls |= (drop >= _WALL_SHARE * wall_m) & (fall >= _EDGE_SHARE * wall_m)
+    jump = -max(np.float32(SAME_SURFACE_M), wall_m)
+    return walls, (fall < jump) & (drop < jump)
 
 
 def _sources(block: Block, top: NDArray[np.float32]) -> NDArray[np.int32]:
