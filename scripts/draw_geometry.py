@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from geopose.cli import ArgumentParser, run_command
 from geopose.data.heights import read_agl_m
-from geopose.imagery.flow import SensorFlow, sensor_flow
-from geopose.imagery.georeference import Georeference
+from geopose.imagery.files.raster import create_raster, open_raster
 from geopose.imagery.map import warp_to_map
-from geopose.imagery.raster import create_raster, open_raster
+from geopose.imagery.place.flow import SensorFlow, sensor_flow
+from geopose.imagery.place.georeference import Georeference
+from geopose.imagery.place.rpc import read_rpc_json
 from geopose.imagery.rectify import Rectified, rectify
-from geopose.imagery.rpc import read_rpc_json
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs/images"
 CREDIT = "JAX views: DFC2019/US3D, imagery courtesy of Maxar"

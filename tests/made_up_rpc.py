@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from geopose.imagery.rpc import Rpc
+from geopose.imagery.place.rpc import Rpc
 
 LON, LAT = -58.6, -34.5
 DEGREE_M = 111_000.0  # what the made-up view takes for a degree of latitude

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from geopose.errors import InputError
-from geopose.imagery import gdal
-from geopose.imagery.georeference import WGS84, Gcp, Georeference, change_crs, parse_crs
-from geopose.imagery.raster import open_raster
+from geopose.imagery.files.raster import open_raster
+from geopose.imagery.place import gdal
+from geopose.imagery.place.georeference import WGS84, Gcp, Georeference, change_crs, parse_crs
 from tests.made_up_rpc import made_up_rpc
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")

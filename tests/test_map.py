@@ -8,12 +8,12 @@ from scipy import ndimage
 
 from geopose.data.heights import read_agl_m
 from geopose.errors import InputError
-from geopose.imagery.flow import sensor_flow
-from geopose.imagery.georeference import WGS84, Gcp, Georeference, change_crs
+from geopose.imagery.files.raster import create_raster, open_raster
 from geopose.imagery.map import parse_ground, utm_crs, warp_to_map
-from geopose.imagery.raster import create_raster, open_raster
+from geopose.imagery.place.flow import sensor_flow
+from geopose.imagery.place.georeference import WGS84, Gcp, Georeference, change_crs
+from geopose.imagery.place.rpc import Rpc, read_rpc_json
 from geopose.imagery.rectify import rectify
-from geopose.imagery.rpc import Rpc, read_rpc_json
 from tests.made_up_rpc import LAT, LON, made_up_rpc
 from tests.tiny_data import REALDATA
 

@@ -14,9 +14,9 @@ from PIL import Image
 from geopose.data.heights import write_agl_cm
 from geopose.data.rgb import write_j2k, write_png
 from geopose.errors import InputError, RunError
-from geopose.imagery import raster, raster_writer
-from geopose.imagery.georeference import Gcp, Georeference
-from geopose.imagery.raster import create_raster, open_raster, windows
+from geopose.imagery.files import raster, raster_writer
+from geopose.imagery.files.raster import create_raster, open_raster, windows
+from geopose.imagery.place.georeference import Gcp, Georeference
 from tests.made_up_rpc import made_up_rpc
 from tests.tiny_data import REALDATA, smooth_rgb
 
@@ -287,7 +287,7 @@ def test_nothing_is_said_on_standard_error(tmp_path: Path) -> None:
         pytest.skip("../shared/realdata is absent")
     code = (
         "import sys; from geopose.cli import setup_logging; setup_logging()\n"
-        "from geopose.imagery.raster import create_raster, open_raster\n"
+        "from geopose.imagery.files.raster import create_raster, open_raster\n"
         "with open_raster(sys.argv[1]) as image:\n"
         "    with create_raster(sys.argv[2], 815, 746, 3, 'uint8', mask=True,\n"
         "                       georeference=image.georeference) as out:\n"

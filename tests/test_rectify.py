@@ -11,9 +11,9 @@ from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, transform_scale_angle
-from geopose.imagery.georeference import WGS84, change_crs
+from geopose.imagery.place.georeference import WGS84, change_crs
+from geopose.imagery.place.rpc import read_rpc_json
 from geopose.imagery.rectify import HIDDEN, SEEN, UNKNOWN, Rectified, rectify, rectify_windows
-from geopose.imagery.rpc import read_rpc_json
 from tests.box_scenes import Box, render_boxes, town
 from tests.tiny_data import REALDATA, heights, smooth_rgb
 

@@ -15,7 +15,7 @@ from geopose.data.heights import read_agl_m, write_agl_cm
 from geopose.data.rgb import read_rgb, write_png
 from geopose.data.vflow import read_vflow, write_vflow
 from geopose.imagery.command import main
-from geopose.imagery.raster import open_raster
+from geopose.imagery.files.raster import open_raster
 from geopose.imagery.rectify import rectify
 from tests.tiny_data import heights, smooth_rgb, write_data_dir
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from geopose.errors import InputError
-from geopose.imagery.rpc import Rpc, read_rpc_json
+from geopose.imagery.place.rpc import Rpc, read_rpc_json
 from tests.made_up_rpc import LAT, LON, made_up_rpc
 from tests.tiny_data import REALDATA
 
@@ -133,7 +133,7 @@ def test_a_broken_json_is_one_line(tmp_path: Path, change: dict, said: str) -> N
 @real
 def test_tags_of_a_crop_and_its_json_are_the_same_model() -> None:
     pytest.importorskip("rasterio", reason="rasterio is not installed")
-    from geopose.imagery.raster import open_raster
+    from geopose.imagery.files.raster import open_raster
 
     with open_raster(JAX / "train/JAX_068010_RGB.tif") as image:
         rpc = image.georeference.rpc

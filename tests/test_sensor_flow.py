@@ -10,7 +10,8 @@ import pytest
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.geometry import angle_difference, wrap_angle
-from geopose.imagery.flow import (
+from geopose.imagery.files.raster import open_raster
+from geopose.imagery.place.flow import (
     gsd_at,
     map_flow,
     metres_per_degree,
@@ -18,9 +19,8 @@ from geopose.imagery.flow import (
     sensor_direction,
     sensor_flow,
 )
-from geopose.imagery.georeference import Georeference
-from geopose.imagery.raster import open_raster
-from geopose.imagery.rpc import Rpc, read_rpc_json
+from geopose.imagery.place.georeference import Georeference
+from geopose.imagery.place.rpc import Rpc, read_rpc_json
 from tests.made_up_rpc import made_up_rpc
 from tests.tiny_data import REALDATA
 

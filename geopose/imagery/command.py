@@ -14,14 +14,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser
-from geopose.data.layout import SPLIT_CSV, agl_name, read_split, resolve_data_dir
+from geopose.data.layout import agl_name, resolve_data_dir
+from geopose.data.layouts.challenge import SPLIT_CSV
+from geopose.data.layouts.splits import read_split
 from geopose.errors import GeoposeError, InputError, RunError, one_line
 from geopose.files.writable import check_folder_target
-from geopose.imagery.gdal import need_rasterio
-from geopose.imagery.georeference import parse_crs
+from geopose.imagery.files.raster import open_raster
 from geopose.imagery.map import UTM, parse_ground, warp_to_map
+from geopose.imagery.place.gdal import need_rasterio
+from geopose.imagery.place.georeference import parse_crs
 from geopose.imagery.products import Products, stem_of, write_products
-from geopose.imagery.raster import open_raster
 
 logger = logging.getLogger(__name__)
 

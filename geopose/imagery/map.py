@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.errors import InputError
-from geopose.imagery.flow import gsd_at, metres_per_degree
-from geopose.imagery.gdal import need_rasterio
-from geopose.imagery.georeference import WGS84, Georeference, change_crs, parse_crs
-from geopose.imagery.raster import Raster, create_raster, open_raster, windows
-from geopose.imagery.raster_writer import TILE
-from geopose.imagery.sampling import sample
+from geopose.imagery.files.raster import Raster, create_raster, open_raster, windows
+from geopose.imagery.files.raster_writer import TILE
+from geopose.imagery.files.sampling import sample
+from geopose.imagery.place.flow import gsd_at, metres_per_degree
+from geopose.imagery.place.gdal import need_rasterio
+from geopose.imagery.place.georeference import WGS84, Georeference, change_crs, parse_crs
 
 UTM = "utm"
 _NODE_PX = 32  # between points whose place is worked out; in between it is as good as linear

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from geopose.data.heights import NODATA_CM, metres
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
-from geopose.imagery.georeference import Georeference
-from geopose.imagery.raster import Raster, RasterWriter, create_raster, open_raster
+from geopose.imagery.files.raster import Raster, RasterWriter, create_raster, open_raster
+from geopose.imagery.place.georeference import Georeference
 from geopose.imagery.rectify import SEEN, UNKNOWN, Window, rectify_windows
 
 _AGL, _RGB, _OCCLUSION = "AGL_RECTIFIED", "RGB_RECTIFIED", "OCCLUSION"

@@ -22,9 +22,7 @@ _status: list[int] = []  # exit code of each run that Hydra started
 def _run(config: DictConfig) -> None:
     def run(argv: Sequence[str] | None) -> None:
         with needs_extra("train", "training"):
-            from geopose.training.fit import (
-                fit,  # heavy, so only once the config is known to be good
-            )
+            from geopose.training.fit import fit
 
         fit(config, list(HydraConfig.get().overrides.task))
 

@@ -28,9 +28,9 @@ from geopose.data.heights import NODATA_CM
 from geopose.data.raw import RawFile, is_raw, open_raw
 from geopose.data.rgb import read_rgb
 from geopose.errors import InputError, one_line
-from geopose.imagery.gdal import INSTALL, find_rasterio, quiet
-from geopose.imagery.georeference import Georeference, read_georeference
-from geopose.imagery.raster_writer import RasterWriter, create_raster
+from geopose.imagery.files.raster_writer import RasterWriter, create_raster
+from geopose.imagery.place.gdal import INSTALL, find_rasterio, quiet
+from geopose.imagery.place.georeference import Georeference, read_georeference
 
 __all__ = ["Raster", "RasterWriter", "create_raster", "open_raster", "windows"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.errors import InputError
-from geopose.imagery.gdal import need_rasterio
-from geopose.imagery.rpc import Rpc
+from geopose.imagery.place.gdal import need_rasterio
+from geopose.imagery.place.rpc import Rpc
 
 WGS84 = "EPSG:4326"
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from geopose.errors import InputError
 from geopose.geometry import flow_of_lean, flow_of_sensor
-from geopose.imagery.georeference import WGS84, Georeference, change_crs, parse_crs
-from geopose.imagery.rpc import Rpc
+from geopose.imagery.place.georeference import WGS84, Georeference, change_crs, parse_crs
+from geopose.imagery.place.rpc import Rpc
 
 # One vector does for an image while it puts the roof of a house of 100 m, about the tallest of the
 # challenge's cities, within a pixel of where the flow of its own place would put it: rectification

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.imagery.raster import Raster
+from geopose.imagery.files.raster import Raster
 
 Array = NDArray[np.float64]
 

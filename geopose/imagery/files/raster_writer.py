@@ -20,8 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from geopose.errors import GeoposeError, RunError, one_line
 from geopose.files.atomic import atomic_path, scratch_path
-from geopose.imagery.gdal import INSTALL, find_rasterio, quiet
-from geopose.imagery.georeference import Georeference, write_georeference
+from geopose.imagery.place.gdal import INSTALL, find_rasterio, quiet
+from geopose.imagery.place.georeference import Georeference, write_georeference
 from geopose.system.cores import usable_cores
 
 logger = logging.getLogger(__name__)
