@@ -1,8 +1,9 @@
 """Converts the images of a data directory to what reads faster: PNG, or raw files read in part.
 
 In: every `.j2k` and `.jp2` in `train/` and `test/`; for raw also `*_RGB` images of other kinds, and
-the height maps. Out: a `.png` or `.npy` beside each. Files converted before and not older than
-their source are skipped; a broken file is named and the others are converted all the same.
+the height maps. Out: a `.png` or `.npy` beside each, which says what it was made of. Files
+converted before, of what the source still is, are skipped; a broken file is named and the others
+are converted all the same.
 """
 
 import logging
@@ -25,7 +26,6 @@ from geopose.data.layout import (
     JPEG2000_SUFFIXES,
     ImageRecord,
     agl_name,
-    is_up_to_date,
     picture_file,
     resolve_data_dir,
 )
@@ -34,6 +34,7 @@ from geopose.data.raw import RAW_SUFFIX, write_raw
 from geopose.data.rgb import read_rgb, write_png
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import partial_files
+from geopose.files.origin import Origin, is_up_to_date, read_origin
 from geopose.system.cores import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,16 @@ class _Task:
     def run(self) -> str:
         """Converts; returns what is wrong with the source, or an empty string."""
         try:
+            origin = Origin.of_file(self.source)
             if self.kind == "agl":
-                write_raw(self.target, read_agl_cm(self.source))
-            elif self.target.suffix == RAW_SUFFIX:
-                write_raw(self.target, read_rgb(self.readable))
+                agl_cm = read_agl_cm(self.source)
+                origin.check_unchanged(self.source)
+                write_raw(self.target, agl_cm, origin)
             else:
-                write_png(self.target, read_rgb(self.source))
+                rgb = read_rgb(self.readable)
+                origin.check_unchanged(self.source)
+                write = write_raw if self.target.suffix == RAW_SUFFIX else write_png
+                write(self.target, rgb, origin)
         except InputError as error:
             return str(error)
         return ""
@@ -141,6 +146,7 @@ def convert_directory(
     waiting = [task for task in tasks if not task.done()]
     if suffix == RAW_SUFFIX:
         _check_room(data_dir, waiting)
+    _mention_unmarked(sorted({task.target for task in tasks} - {task.target for task in waiting}))
     result = Conversion(skipped=len(tasks) - len(waiting))
     outcomes = _convert_all(waiting, min(workers, len(waiting)))
     for failure in tqdm(
@@ -191,6 +197,18 @@ def _tasks(folder: Path, suffix: str) -> list[_Task]:
     return tasks + [
         _Task(path, path.with_suffix(suffix), "agl") for path in heights if path.is_file()
     ]
+
+
+def _mention_unmarked(kept: Sequence[Path]) -> None:
+    """Says that some files are taken on trust; to convert them anew unasked could take hours."""
+    unmarked = [path for path in kept if read_origin(path) is None]
+    if unmarked:
+        logger.info(
+            "%d files do not say what they were made of and are kept because they are not older, "
+            "the first is %s; delete them to convert them anew",
+            len(unmarked),
+            unmarked[0],
+        )
 
 
 def _check_room(data_dir: Path, tasks: Sequence[_Task]) -> None:

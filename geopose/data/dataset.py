@@ -220,8 +220,8 @@ def warn_unconverted(records: Sequence[ImageRecord]) -> None:
     _warned = True
     if outdated:
         logger.warning(
-            "%d raw files are older than what they were made of and are not read, the first is %s; "
-            "run convert_j2k.py --format raw again",
+            "%d raw files are older than what they were made of, or were made of other files, "
+            "and are not read, the first is %s; run convert_j2k.py --format raw again",
             len(outdated),
             outdated[0],
         )
