@@ -5,6 +5,7 @@ InputError naming the file; nothing is ever patched or partly read.
 """
 
 import struct
+from io import BytesIO
 from pathlib import Path
 
 import imagecodecs
@@ -29,7 +30,8 @@ from geopose.data.decoding import (
     read_bytes,
     read_page,
 )
-from geopose.data.formats.png import with_text
+from geopose.data.formats.jpeg import check_jpeg
+from geopose.data.formats.png import check_chunks, with_text
 from geopose.data.raw import RawFile, is_raw, open_raw_of
 from geopose.errors import InputError, one_line
 from geopose.files.atomic import atomic_path
@@ -60,7 +62,7 @@ def read_rgb(path: Path | str) -> NDArray[np.uint8]:
         elif data.startswith(TIFF_MAGICS):
             rgb = _read_rgb_tiff(path)
         elif data.startswith(JPEG_MAGIC):
-            rgb = _decode_jpeg(path)
+            rgb = _decode_jpeg(data)
         else:
             raise InputError(f"{path}: {NOT_AN_IMAGE}")
     except WrongKind as kind:
@@ -135,14 +137,7 @@ def _decode_png(data: bytes) -> NDArray[np.uint8]:
     check_pixels(height, width, MAX_PIXELS)
     if height * width * 3 > 1100 * len(data):  # zlib cannot compress further than 1032 : 1
         raise ValueError(f"too short for {width} x {height} pixels")
-    offset, kind = 8, b""
-    while kind != b"IEND":
-        if offset + 12 > len(data):
-            raise ValueError("truncated")
-        length, kind = struct.unpack_from(">I4s", data, offset)
-        offset += 12 + length
-    if offset > len(data):
-        raise ValueError("truncated")
+    check_chunks(data)
     rgb = imagecodecs.spng_decode(data)
     return rgb[..., :3] if rgb.ndim == 3 and rgb.shape[2] == 4 else rgb  # tRNS adds a channel
 
@@ -159,12 +154,14 @@ def _decode_jpeg2000(data: bytes) -> NDArray[np.uint8]:
     return rgb
 
 
-def _decode_jpeg(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path, formats=["JPEG"]) as image:
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+    with Image.open(BytesIO(data), formats=["JPEG"]) as image:
         if image.mode != "RGB":
             raise WrongKind(f"{count(len(image.getbands()), 'channel')} ({image.mode})")
         check_pixels(image.height, image.width, MAX_PIXELS)
-        return np.asarray(image)
+        rgb = np.asarray(image)
+    check_jpeg(data)
+    return rgb
 
 
 def _read_rgb_tiff(path: Path) -> NDArray[np.uint8]:
