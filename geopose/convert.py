@@ -31,7 +31,7 @@ from geopose.data.layout import (
 )
 from geopose.data.layouts.splits import CHALLENGE, SPLITS, add_layout_option, list_images
 from geopose.data.raw import RAW_SUFFIX, write_raw
-from geopose.data.rgb import read_rgb, write_png
+from geopose.data.rgb import read_image, write_png
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import partial_files
 from geopose.files.origin import Origin, is_up_to_date, read_origin
@@ -86,7 +86,7 @@ class _Task:
                 origin.check_unchanged(self.source)
                 write_raw(self.target, agl_cm, origin)
             else:
-                rgb = read_rgb(self.readable)
+                rgb = read_image(self.readable).rgb
                 origin.check_unchanged(self.source)
                 write = write_raw if self.target.suffix == RAW_SUFFIX else write_png
                 write(self.target, rgb, origin)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser
 from geopose.data.heights import NODATA_CM, read_agl_m
 from geopose.data.layout import agl_name
 from geopose.data.layouts.splits import LAYOUTS, SPLITS, read_split
+from geopose.data.rgb import unknown_in
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
@@ -67,12 +69,14 @@ class Truth:
 
     Attributes:
         image_id: its predictions are called `<image_id>_AGL.tif` and `<image_id>_VFLOW.json`.
+        rgb: where it has no data, no height counts; None if nobody knows where it is.
     """
 
     image_id: str
     city: str
     agl: Path
     vflow: Path
+    rgb: Path | None = None
 
 
 def find_pairs(predictions: Path, truth: Path, ignore: Path | None = None) -> list[str]:
@@ -142,7 +146,7 @@ def _truth_in_data(
         if record.agl is None or record.vflow is None:
             raise InputError(f"{record.where}: there are no heights and flow to compare with")
         name = agl_name(record.rgb.name).removesuffix(AGL_SUFFIX)
-        images.append(Truth(name, record.city, record.agl, record.vflow))
+        images.append(Truth(name, record.city, record.agl, record.vflow, record.rgb))
     _check_predictions(predictions, data_dir, {image.image_id for image in images}, ignore)
     return images
 
@@ -151,6 +155,7 @@ def _add_image(accumulator: ScoreAccumulator, predictions: Path, truth: Truth) -
     """Reads one image's four files, checks them, adds them to the score."""
     # In float64: rounding centimetres to float32 metres would cost a perfect score its 1.
     true_agl_m = read_agl_m(truth.agl, np.float64)
+    _forget_unseen(true_agl_m, truth)
     true_scale, true_angle = read_vflow(truth.vflow)
     pred_scale, pred_angle = read_vflow(predictions / (truth.image_id + VFLOW_SUFFIX))
     path = predictions / (truth.image_id + AGL_SUFFIX)
@@ -163,7 +168,8 @@ def _add_image(accumulator: ScoreAccumulator, predictions: Path, truth: Truth) -
     unknown = int(np.count_nonzero(np.isnan(pred_agl_m)))
     if unknown:
         raise InputError(
-            f"{path}: {unknown} pixels say {NODATA_CM} (no data); predict a height in every pixel"
+            f"{path}: {unknown} pixels say {NODATA_CM} (no data) or are declared to be none; "
+            "predict a height in every pixel"
         )
     accumulator.update(
         truth.city,
@@ -174,6 +180,16 @@ def _add_image(accumulator: ScoreAccumulator, predictions: Path, truth: Truth) -
         true_scale,
         true_angle,
     )
+
+
+def _forget_unseen(true_agl_m: NDArray[np.float64], truth: Truth) -> None:
+    """Sets heights to NaN where the image declares no data, as training does."""
+    unknown = None if truth.rgb is None or not truth.rgb.is_file() else unknown_in(truth.rgb)
+    if unknown is None:
+        return
+    if unknown.shape != true_agl_m.shape:
+        raise InputError(f"{truth.rgb}: it has another size than {truth.agl}; they must be equal")
+    true_agl_m[unknown] = np.nan
 
 
 def evaluate(

@@ -16,7 +16,7 @@ from geopose.data.heights import read_agl_cm
 from geopose.data.layout import ImageRecord
 from geopose.data.layouts.splits import read_split
 from geopose.data.raw import open_raw, write_raw
-from geopose.data.rgb import read_rgb, write_j2k, write_png
+from geopose.data.rgb import RgbImage, read_image, read_rgb, write_j2k, write_png
 from geopose.files import origin
 from geopose.files.origin import Origin, is_up_to_date, read_origin
 from geopose.files.stamp import FileStamp
@@ -169,12 +169,12 @@ def test_a_source_that_changes_while_it_is_converted_is_named(
     data_dir = write_data_dir(tmp_path, ["JAX"])
     source = data_dir / "train/JAX_000_RGB.j2k"
 
-    def read_and_replace(path: Path) -> np.ndarray:
-        rgb = read_rgb(path)
+    def read_and_replace(path: Path) -> RgbImage:
+        image = read_image(path)
         write_j2k(source, smooth_rgb(64, 64, 5))
-        return rgb
+        return image
 
-    monkeypatch.setattr("geopose.convert.read_rgb", read_and_replace)
+    monkeypatch.setattr("geopose.convert.read_image", read_and_replace)
     assert run_command(main, ["--data-dir", str(data_dir)]) == 1
     assert f"{source}: it changed while it was converted" in capfd.readouterr().err
     assert not source.with_suffix(".png").exists()
