@@ -6,6 +6,7 @@ file `NAME.msk` and the no-data value in `NAME.aux.xml`. In a PNG: a transparent
 """
 
 import math
+import os
 import re
 import struct
 from pathlib import Path
@@ -43,8 +44,8 @@ def declares(tiff: tifffile.TiffFile, page: tifffile.TiffPage, path: Path) -> bo
         or _METADATA_ITEM.search(_text(page, _GDAL_METADATA))
         or any(int(kind) in ALPHA_KINDS for kind in page.extrasamples)
         or _mask_page(tiff, page)
-        or _sidecar(path, ".msk").is_file()
-        or _sidecar(path, ".aux.xml").is_file()
+        or _sidecar(path, ".msk")
+        or _sidecar(path, ".aux.xml")
     )
 
 
@@ -72,8 +73,8 @@ def unknown_pixels(
         unknown |= _equal(colours, values)
     if (mask := _mask_page(tiff, page)) is not None:
         unknown |= mask.asarray(maxworkers=1).reshape(height, width) == 0
-    if _sidecar(path, ".msk").is_file():
-        unknown |= _read_mask_file(_sidecar(path, ".msk"), (height, width))
+    if mask_file := _sidecar(path, ".msk"):
+        unknown |= _read_mask_file(mask_file, (height, width))
     return unknown if unknown.any() else None
 
 
@@ -94,8 +95,7 @@ def _values(page: tifffile.TiffPage, path: Path) -> list[list[float]]:
         found.append(_numbers(_text(page, _GDAL_NODATA)))
     if item := _METADATA_ITEM.search(_text(page, _GDAL_METADATA)):
         found.append(_numbers(item.group(1)))
-    sidecar = _sidecar(path, ".aux.xml")
-    if sidecar.is_file():
+    if sidecar := _sidecar(path, ".aux.xml"):
         with sidecar.open("rb") as file:
             text = file.read(_SIDECAR_BYTES).decode(errors="replace")
         if values := [_numbers(value)[0] for value in _SIDECAR_VALUE.findall(text)]:
@@ -146,8 +146,10 @@ def _mask_page(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> tifffile.Tif
     return None
 
 
-def _sidecar(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
+def _sidecar(path: Path, suffix: str) -> Path | None:
+    """A file beside another one, if it is there; a name that is too long for one is not."""
+    beside = path.with_name(path.name + suffix)
+    return beside if os.path.isfile(beside) else None
 
 
 def _read_mask_file(path: Path, size: tuple[int, int]) -> Unknown:
