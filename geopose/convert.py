@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser, positive_int
+from geopose.data.decoding import MAX_PIXELS, check_pixels
 from geopose.data.heights import read_agl_cm
 from geopose.data.image_size import image_size
 from geopose.data.layout import (
@@ -40,6 +41,7 @@ from geopose.system.cores import usable_cores
 logger = logging.getLogger(__name__)
 
 FORMATS = {"png": ".png", "raw": RAW_SUFFIX}
+_MOST_COMPRESSED = 1100  # what deflate can do; beyond, a header is broken or there is one colour
 _RAW_BYTES = {"rgb": 3, "agl": 2}  # a pixel
 
 
@@ -70,12 +72,19 @@ class _Task:
         return picture_file(self.source)
 
     def raw_bytes(self) -> int:
-        """Bytes of the raw file; 0 for a broken source, which will be named when it is read."""
+        """Bytes of the raw file.
+
+        0 for a broken source, or one that claims more pixels than are ever read: it will be named
+        when it is read, and must not keep the others from being converted.
+        """
         try:
             height, width = image_size(self.readable)
-        except InputError:
+            check_pixels(height, width, MAX_PIXELS)
+            length = self.readable.stat().st_size
+        except (InputError, ValueError, OSError):
             return 0
-        return height * width * _RAW_BYTES[self.kind]
+        count = height * width * _RAW_BYTES[self.kind]
+        return count if count <= _MOST_COMPRESSED * length else 0
 
     def run(self) -> str:
         """Converts; returns what is wrong with the source, or an empty string."""
