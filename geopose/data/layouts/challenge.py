@@ -109,6 +109,16 @@ def _read_metadata(path: Path) -> dict[str, Row]:
     return metadata
 
 
+def city_names(path: Path) -> dict[str, str]:
+    """The city of every id of a metadata.csv; InputError as for `read_split`."""
+    return {image_id: cells["city"] for image_id, (_, cells) in _read_metadata(path).items()}
+
+
+def image_names(path: Path) -> dict[str, str]:
+    """The image file of every id of a geopose_<split>.csv; InputError as for `read_split`."""
+    return {cells["id"]: cells["rgb"] for _, cells in _read_csv(path, ("id", "rgb"))}
+
+
 def _read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
     """(line number, cells) of every row, cells stripped and non-empty in the given columns."""
     try:
