@@ -1,8 +1,9 @@
 """Converts the images of a data directory to what reads faster: PNG, or raw files read in part.
 
 In: every `.j2k` and `.jp2` in `train/` and `test/`; for raw also `*_RGB` images of other kinds, and
-the height maps. Out: a `.png` or `.npy` beside each. Files converted before and not older than
-their source are skipped; a broken file is named and the others are converted all the same.
+the height maps. Out: a `.png` or `.npy` beside each, which says what it was made of. Files
+converted before, of what the source still is, are skipped; a broken file is named and the others
+are converted all the same.
 """
 
 import logging
@@ -17,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from geopose.cli import ArgumentParser, positive_int
+from geopose.data.decoding import MAX_PIXELS, check_pixels
 from geopose.data.heights import read_agl_cm
 from geopose.data.image_size import image_size
 from geopose.data.layout import (
@@ -25,20 +27,21 @@ from geopose.data.layout import (
     JPEG2000_SUFFIXES,
     ImageRecord,
     agl_name,
-    is_up_to_date,
     picture_file,
     resolve_data_dir,
 )
 from geopose.data.layouts.splits import CHALLENGE, SPLITS, add_layout_option, list_images
 from geopose.data.raw import RAW_SUFFIX, write_raw
-from geopose.data.rgb import read_rgb, write_png
+from geopose.data.rgb import read_image, write_png
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import partial_files
+from geopose.files.origin import Origin, is_up_to_date, read_origin
 from geopose.system.cores import usable_cores
 
 logger = logging.getLogger(__name__)
 
 FORMATS = {"png": ".png", "raw": RAW_SUFFIX}
+_MOST_COMPRESSED = 1100  # what deflate can do; beyond, a header is broken or there is one colour
 _RAW_BYTES = {"rgb": 3, "agl": 2}  # a pixel
 
 
@@ -69,22 +72,33 @@ class _Task:
         return picture_file(self.source)
 
     def raw_bytes(self) -> int:
-        """Bytes of the raw file; 0 for a broken source, which will be named when it is read."""
+        """Bytes of the raw file.
+
+        0 for a broken source, or one that claims more pixels than are ever read: it will be named
+        when it is read, and must not keep the others from being converted.
+        """
         try:
             height, width = image_size(self.readable)
-        except InputError:
+            check_pixels(height, width, MAX_PIXELS)
+            length = self.readable.stat().st_size
+        except (InputError, ValueError, OSError):
             return 0
-        return height * width * _RAW_BYTES[self.kind]
+        count = height * width * _RAW_BYTES[self.kind]
+        return count if count <= _MOST_COMPRESSED * length else 0
 
     def run(self) -> str:
         """Converts; returns what is wrong with the source, or an empty string."""
         try:
+            origin = Origin.of_file(self.source)
             if self.kind == "agl":
-                write_raw(self.target, read_agl_cm(self.source))
-            elif self.target.suffix == RAW_SUFFIX:
-                write_raw(self.target, read_rgb(self.readable))
+                agl_cm = read_agl_cm(self.source)
+                origin.check_unchanged(self.source)
+                write_raw(self.target, agl_cm, origin)
             else:
-                write_png(self.target, read_rgb(self.source))
+                rgb = read_image(self.readable).rgb
+                origin.check_unchanged(self.source)
+                write = write_raw if self.target.suffix == RAW_SUFFIX else write_png
+                write(self.target, rgb, origin)
         except InputError as error:
             return str(error)
         return ""
@@ -141,6 +155,7 @@ def convert_directory(
     waiting = [task for task in tasks if not task.done()]
     if suffix == RAW_SUFFIX:
         _check_room(data_dir, waiting)
+    _mention_unmarked(sorted({task.target for task in tasks} - {task.target for task in waiting}))
     result = Conversion(skipped=len(tasks) - len(waiting))
     outcomes = _convert_all(waiting, min(workers, len(waiting)))
     for failure in tqdm(
@@ -191,6 +206,18 @@ def _tasks(folder: Path, suffix: str) -> list[_Task]:
     return tasks + [
         _Task(path, path.with_suffix(suffix), "agl") for path in heights if path.is_file()
     ]
+
+
+def _mention_unmarked(kept: Sequence[Path]) -> None:
+    """Says that some files are taken on trust; to convert them anew unasked could take hours."""
+    unmarked = [path for path in kept if read_origin(path) is None]
+    if unmarked:
+        logger.info(
+            "%d files do not say what they were made of and are kept because they are not older, "
+            "the first is %s; delete them to convert them anew",
+            len(unmarked),
+            unmarked[0],
+        )
 
 
 def _check_room(data_dir: Path, tasks: Sequence[_Task]) -> None:

@@ -192,3 +192,111 @@ def test_table_lines_up() -> None:
     lines = format_table(accumulator.result()).splitlines()
     assert len({len(line) for line in lines[:3]}) == 1
     assert len({len(line) for line in lines[5:8]}) == 1
+
+
+@pytest.fixture
+def tables(folders: tuple[Path, Path]) -> Path:
+    """A data directory whose cities are others than the file names say."""
+    data_dir = folders[1].parent / "data"
+    data_dir.mkdir()
+    (data_dir / "metadata.csv").write_text("id,city,gsd\n1,Rome,0.5\n2,Pisa,0.5\n3,Rome,0.5\n")
+    rows = [f"{number},{name}_RGB.j2k" for number, name in enumerate(IDS, 1)]
+    (data_dir / "geopose_test.csv").write_text("\n".join(["id,rgb", *rows]))
+    return data_dir
+
+
+def test_cities_are_those_of_the_metadata(
+    folders: tuple[Path, Path], tables: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    predictions, truth = folders
+    assert set(evaluate(predictions, truth)["cities"]) == {"ARG", "JAX"}
+    expected = evaluate(predictions, truth, data_dir=tables)
+    assert set(expected["cities"]) == {"Rome", "Pisa"}
+    arguments = [str(predictions), str(truth)]
+    assert run_command(main, arguments) == 0
+    assert "cities from the file names" in capfd.readouterr().out
+    assert run_command(main, [*arguments, "--data-dir", str(tables)]) == 0
+    assert f"cities from {tables / 'metadata.csv'}" in capfd.readouterr().out
+    for place in (truth, truth.parent):
+        for table in tables.glob("*.csv"):
+            (place / table.name).write_bytes(table.read_bytes())
+        assert evaluate(predictions, truth) == expected
+        for table in tables.glob("*.csv"):
+            (place / table.name).unlink()
+
+
+def test_metadata_that_knows_only_some_images_is_refused(
+    folders: tuple[Path, Path], tables: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table = tables / "geopose_test.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]))
+    for place in (tables, folders[1]):
+        for name in ("metadata.csv", "geopose_test.csv"):
+            (place / name).write_bytes((tables / name).read_bytes())
+    for options in ([], ["--data-dir", str(tables)]):
+        assert run_command(main, [*map(str, folders), *options]) == 2
+        assert "1 of 3 images of TRUTH are not in it" in capfd.readouterr().err
+
+
+def test_ids_in_the_metadata_may_be_the_names_themselves(folders: tuple[Path, Path]) -> None:
+    rows = [f"{name}_RGB,Oslo,0.5" for name in IDS]
+    (folders[1] / "metadata.csv").write_text("\n".join(["id,city,gsd", *rows]))
+    assert set(evaluate(*folders)["cities"]) == {"Oslo"}
+
+
+def test_a_score_among_the_predictions_spoils_no_later_evaluation(
+    folders: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = folders[0] / "first.json"
+    assert run_command(main, [*map(str, folders), "--json", str(first)]) == 0
+    assert run_command(main, list(map(str, folders))) == 0
+    assert run_command(main, [*map(str, folders), "--json", str(folders[0] / "b.json")]) == 0
+    (folders[0] / "other.json").write_text('{"scale": 1, "angle": 2}')
+    assert run_command(main, list(map(str, folders))) == 2
+    assert "1 extra: other.json" in capfd.readouterr().err
+
+
+def test_a_score_is_shown_though_its_file_cannot_be_written(
+    folders: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert run_command(main, [*map(str, folders), "--json", str(tmp_path / "s.json")]) == 1
+    output = capfd.readouterr()
+    assert "\nscore 0." in output.out
+    assert "s.json: No space left on device" in output.err
+
+
+def test_hints(
+    folders: tuple[Path, Path], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    predictions, truth = folders
+    assert run_command(main, [str(truth), str(predictions)]) == 2
+    assert "PREDICTIONS comes first" in capfd.readouterr().err
+    flow = predictions / f"{IDS[0]}_VFLOW.json"
+    before = flow.read_text()
+    flow.write_text('{"scale": 0.0085, "angle": 63}')
+    assert run_command(main, list(map(str, folders))) == 2
+    assert f"{flow}: angle is 63, expected radians" in capfd.readouterr().err
+    flow.write_text(before)
+    for image_id in IDS:
+        agl_m = tifffile.imread(predictions / f"{image_id}_AGL.tif") / 1e4
+        write_pose(predictions, image_id, agl_m, 85.0, 1.1)
+    assert run_command(main, list(map(str, folders))) == 0
+    assert "are they metres, not centimetres?" in caplog.text
+    assert "are they px per metre, not per cm?" in caplog.text
+    (truth.parent / "out").mkdir()
+    truth.rename(truth.parent / "out/submission")
+    (truth.parent / "out/manifest.json").write_text("{}")
+    assert run_command(main, [str(predictions), str(truth.parent / "out/submission")]) == 0
+    assert "are the two swapped?" in caplog.text
+    for image_id in IDS:
+        path = truth.parent / f"out/submission/{image_id}_AGL.tif"
+        write_agl_cm(path, np.full((24, 32), 0.2) + np.arange(32) / 100)
+    assert run_command(main, [str(predictions), str(truth.parent / "out/submission")]) == 2
+    assert "perhaps they are metres" in capfd.readouterr().err

@@ -22,7 +22,7 @@ from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
 from geopose.data.rgb import write_png
 from geopose.data.vflow import read_vflow
-from geopose.files import lock
+from geopose.files import lock, stamp
 from geopose.inference import dry_run, run
 from geopose.inference.command import submit
 from geopose.inference.pipeline import decode
@@ -106,6 +106,12 @@ def flip_a_byte(path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def only_predictions(path: Path) -> stamp.FileStamp:
+    """In place of `FileStamp.of_file`, where no image may be read."""
+    assert not path.name.endswith("_RGB.png")
+    return stamp.FileStamp.of_bytes(path.read_bytes())
 
 
 def test_a_finished_run_is_kept_as_it_is(job, caplog, monkeypatch):
@@ -192,6 +198,23 @@ def test_changed_images_are_done_again(job):
     metadata = job.folder / "data/metadata.csv"
     metadata.write_text(metadata.read_text().replace("ABC_004,ABC,0.70", "ABC_004,ABC,0.75"))
     assert job.redone() == {"ABC_000", "ABC_004"}
+
+
+def test_an_image_replaced_under_its_old_size_and_time_is_not_kept(job, capfd):
+    path = next((job.folder / "data/test").glob("ABC_*.png"))
+    flip_a_byte(path)
+    assert job.run() == 1
+    error = capfd.readouterr().err
+    assert "1 whose image has changed" in error or "1 of 6 images failed" in error
+    assert path.name in error
+
+
+def test_a_copied_image_is_read_once_and_then_known(job, monkeypatch):
+    for path in (job.folder / "data/test").glob("*.png"):
+        os.utime(path)
+    assert job.redone() == set()
+    monkeypatch.setattr(stamp.FileStamp, "of_file", staticmethod(only_predictions))
+    assert job.redone() == set()
 
 
 def test_the_archive_holds_the_images_listed_now(job):

@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 from geopose import keys
 from geopose.augment.build import Augmentation
 from geopose.augment.spatial import Pixels
-from geopose.data.heights import open_agl_m
+from geopose.data.heights import MaskedHeights, open_agl_m
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
-from geopose.data.rgb import open_rgb
+from geopose.data.rgb import open_image
 from geopose.data.targets import make_targets
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
@@ -177,14 +177,15 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         if self._cache is not None and number in self._cache:
             return self._cache[number]
         record = self.records[number]
-        rgb, truth = open_rgb(record.rgb_file()), None
+        (rgb, unknown), truth = open_image(record.rgb_file(), record.rgb), None
         if self.has_targets:
             agl = record.agl_file()
             if agl is None or record.vflow is None:
                 raise InputError(f"{record.where}: there are no heights and flow to learn from")
             agl_m = open_agl_m(agl)
             check_same_size(record, rgb.shape, agl_m.shape)
-            truth = (agl_m, *read_vflow(record.vflow))
+            known = agl_m if unknown is None else MaskedHeights(agl_m, unknown)
+            truth = (known, *read_vflow(record.vflow))
         if self._cache is not None:
             kept = truth and (_all(truth[0]), *truth[1:])
             self._cache[number] = _all(rgb), kept
@@ -221,8 +222,8 @@ def warn_unconverted(records: Sequence[ImageRecord]) -> None:
     _warned = True
     if outdated:
         logger.warning(
-            "%d raw files are older than what they were made of and are not read, the first is %s; "
-            "run convert_j2k.py --format raw again",
+            "%d raw files are older than what they were made of, or were made of other files, "
+            "and are not read, the first is %s; run convert_j2k.py --format raw again",
             len(outdated),
             outdated[0],
         )

@@ -10,6 +10,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from geopose.data.formats.nodata import is_mask
 from geopose.errors import InputError
 
 # A header can claim any size. Beyond these it is refused instead of exhausting the memory;
@@ -71,7 +72,7 @@ def only_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     """The one image of a TIFF file; overviews and masks beside it do not count."""
     tiff.pages.useframes = False
     pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
-    pages = [page for page in pages if not page.subfiletype & 0b101]
+    pages = [page for page in pages if not (page.subfiletype & 0b1 or is_mask(page))]
     if len(pages) != 1:
         raise WrongKind(count(len(pages), "page"))
     return pages[0]

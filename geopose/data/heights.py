@@ -19,6 +19,8 @@ from geopose.data.decoding import (
     read_bytes,
     read_page,
 )
+from geopose.data.formats.nodata import Unknown, has_alpha, unknown_pixels
+from geopose.data.formats.orientation import UPRIGHT, describe, tiff_orientation
 from geopose.data.raw import RawFile, is_raw, open_raw_of
 from geopose.errors import InputError, RunError, StorageError, one_line
 from geopose.files.atomic import atomic_path
@@ -66,6 +68,23 @@ class RawHeights:
         return metres(self._raw[window])
 
 
+class MaskedHeights:
+    """Heights that are NaN wherever their image has no data, too.
+
+    Args:
+        heights: H x W metres, an array or a file.
+        unknown: H x W.
+    """
+
+    def __init__(self, heights: "RawHeights | NDArray[np.float32]", unknown: Unknown) -> None:
+        self._heights, self._unknown = heights, unknown
+        self.shape = heights.shape
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[np.float32]:
+        """Some rows and columns; an array of its own."""
+        return np.where(self._unknown[window], np.float32(np.nan), self._heights[window])
+
+
 def metres(agl_cm: NDArray[np.uint16], dtype: type = np.float32) -> NDArray:
     """Stored centimetres as metres, NaN = no data; a new array of this floating type."""
     agl_m = agl_cm.astype(dtype) / dtype(CM_PER_M)
@@ -75,6 +94,9 @@ def metres(agl_cm: NDArray[np.uint16], dtype: type = np.float32) -> NDArray:
 
 def read_agl_cm(path: Path | str) -> NDArray[np.uint16]:
     """Reads a height map as stored: H x W uint16 centimetres, 65535 = no data.
+
+    What the file declares to be no data in another way (a value of its own, a mask, alpha) is
+    65535 here too.
 
     Raises:
         InputError: as for `read_agl_m`.
@@ -87,22 +109,34 @@ def read_agl_cm(path: Path | str) -> NDArray[np.uint16]:
     try:
         with tifffile.TiffFile(path) as tiff:
             page = only_page(tiff)
-            if page.samplesperpixel != 1:
+            if page.samplesperpixel != 1 and not has_alpha(page, 1):
                 raise WrongKind(count(page.samplesperpixel, "channel"))
             if page.bitspersample != 16 or page.dtype != np.uint16:
                 raise WrongKind(f"{page.bitspersample}-bit {page.dtype} samples")
             if page.photometric != 1:
                 raise WrongKind(f"{getattr(page.photometric, 'name', page.photometric)} values")
-            array = read_page(page)
+            if (orientation := tiff_orientation(page)) != UPRIGHT:
+                raise WrongKind(f"the orientation {orientation} ({describe(orientation)})")
+            samples = _channels_last(read_page(page), page)
+            unknown = unknown_pixels(tiff, page, path, samples)
     except WrongKind as kind:
         raise InputError(f"{path}: it has {kind}; heights are one-channel uint16 in cm") from None
     except DECODE_ERRORS as error:
         raise InputError(
             f"{path}: broken TIFF ({one_line(error, 120)}); get a good copy"
         ) from error
-    if array.shape != (page.imagelength, page.imagewidth):
-        array = array.reshape(page.imagelength, page.imagewidth)
-    return np.asarray(array, dtype=np.uint16)
+    agl_cm = np.ascontiguousarray(samples[..., 0], dtype=np.uint16)
+    if unknown is not None:
+        agl_cm[unknown] = NODATA_CM
+    return agl_cm
+
+
+def _channels_last(array: NDArray, page: tifffile.TiffPage) -> NDArray:
+    """Samples of a page as H x W x channels."""
+    size = (page.imagelength, page.imagewidth)
+    if page.planarconfig == 2 and page.samplesperpixel > 1:
+        return np.moveaxis(array.reshape(page.samplesperpixel, *size), 0, -1)
+    return array.reshape(*size, page.samplesperpixel)
 
 
 def fits_cm(agl_m: Any) -> Any:

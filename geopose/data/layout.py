@@ -12,6 +12,7 @@ from pathlib import Path
 from geopose.data.image_size import image_size
 from geopose.data.raw import RAW_SUFFIX
 from geopose.errors import InputError
+from geopose.files.origin import is_up_to_date
 
 DATA_DIR_VARIABLE = "DRIVENDATA_OVERHEAD_GEOPOSE"
 IMAGE_SUFFIXES = (".j2k", ".jp2", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -54,7 +55,7 @@ class ImageRecord:
         return raw if is_up_to_date(raw, self.agl) else self.agl
 
     def outdated_raw(self) -> list[Path]:
-        """Raw files beside the listed ones that are not read because they are older."""
+        """Raw files beside the listed ones that were made of others, and so are not read."""
         sources = [path for path in (self.rgb, self.agl) if path is not None]
         pairs = [(path.with_suffix(RAW_SUFFIX), path) for path in sources]
         return [raw for raw, path in pairs if raw.is_file() and not is_up_to_date(raw, path)]
@@ -65,16 +66,6 @@ def picture_file(source: Path) -> Path:
     png = source.with_suffix(".png")
     jpeg2000 = source.suffix.lower() in JPEG2000_SUFFIXES
     return png if jpeg2000 and is_up_to_date(png, source) else source
-
-
-def is_up_to_date(converted: Path, source: Path) -> bool:
-    """Whether a converted file is there, and not from before its source was replaced.
-
-    The converted file may also be there alone.
-    """
-    if not converted.is_file():
-        return False
-    return not source.is_file() or converted.stat().st_mtime_ns >= source.stat().st_mtime_ns
 
 
 def resolve_data_dir(value: str | Path | None = None) -> Path:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from geopose.data.decoding import read_bytes
 from geopose.errors import InputError, one_line
 from geopose.files.atomic import atomic_path
+from geopose.files.origin import Origin
 
 RAW_SUFFIX = ".npy"
 RAW_MAGIC = b"\x93NUMPY"
@@ -142,16 +144,34 @@ def open_raw(path: Path | str) -> RawFile:
     return RawFile(path, shape, dtype, offset)
 
 
-def write_raw(path: Path | str, pixels: NDArray) -> None:
+def write_raw(path: Path | str, pixels: NDArray, origin: Origin | None = None) -> None:
     """Writes H x W x 3 uint8 RGB or H x W uint16 centimetres, of which windows can be read.
+
+    Args:
+        path: the .npy file.
+        pixels: what it will hold.
+        origin: what they were made of, noted in the header's padding as a comment.
 
     Raises:
         RunError: the file cannot be written.
     """
     if not raw_kind(pixels.dtype, pixels.shape):
         raise ValueError(f"expected uint8 RGB or uint16 heights, got {pixels.shape} {pixels.dtype}")
-    with atomic_path(path) as partial, partial.open("wb") as file:
+    with atomic_path(path) as partial, partial.open("w+b") as file:
         np.lib.format.write_array(file, np.ascontiguousarray(pixels), version=(1, 0))
+        if origin is not None:
+            _write_mark(file, origin.mark, file.tell() - pixels.nbytes)
+
+
+def _write_mark(file: BinaryIO, mark: bytes, offset: int) -> None:
+    """Puts a comment at the end of a header, whose padding of 37 and more spaces has room for it.
+
+    One that is too long for an absurd size is left out; the file is then told by its time.
+    """
+    file.seek(offset - 1 - len(mark))
+    if file.read(len(mark)) == b" " * len(mark):
+        file.seek(offset - 1 - len(mark))
+        file.write(mark)
 
 
 def is_raw(path: Path) -> bool:

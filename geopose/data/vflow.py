@@ -14,6 +14,8 @@ from geopose.files.atomic import atomic_path
 from geopose.geometry import wrap_angle
 from geopose.schema.numbers import is_number
 
+_ROUNDING_RAD = 1e-3
+
 
 def read_vflow(path: Path | str) -> tuple[float, float]:
     """Reads a flow file, `{"scale": px per cm, "angle": radians}`.
@@ -22,7 +24,8 @@ def read_vflow(path: Path | str) -> tuple[float, float]:
         (scale in pixels per metre, >= 0; angle in radians in [0, 2 pi)).
 
     Raises:
-        InputError: missing file, not such JSON, or not finite numbers.
+        InputError: missing file, not such JSON, not finite numbers, or an angle of more
+            than one turn.
     """
     path = Path(path)
     try:
@@ -36,6 +39,11 @@ def read_vflow(path: Path | str) -> tuple[float, float]:
     scale_px_per_m = scale_px_per_cm * CM_PER_M
     if scale_px_per_cm < 0 or math.isinf(scale_px_per_m):
         raise InputError(f"{path}: scale is {scale_px_per_cm}, expected px per cm, 0 or more")
+    if abs(angle_rad) > 2 * math.pi + _ROUNDING_RAD:
+        raise InputError(
+            f"{path}: angle is {angle_rad:g}, expected radians, 0 to 2 pi; if these are degrees, "
+            f"write {math.radians(angle_rad % 360):.4f}"
+        )
     return scale_px_per_m, wrap_angle(angle_rad)
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 
 from geopose import distributed
-from geopose.data.rgb import read_rgb
+from geopose.data.rgb import read_image
 from geopose.inference.build import build_ensemble, load_entry
 from geopose.inference.config import InferenceConfig
 from geopose.inference.leader import Leader, RunOptions
@@ -81,7 +81,7 @@ def _log_cost(
     pixels_in_all = times * sum(t.size[0] * t.size[1] for t in to_predict)
     images = -(-len(to_predict) // processes)
     ensemble = build_ensemble(sample, device, images, int(pixels_in_all / processes))
-    rgb = read_rgb(task.record.rgb_file())
+    rgb = read_image(task.record.rgb_file()).rgb
     started = time.perf_counter()
     with torch.inference_mode():
         pixels = DeviceCopy(device).upload([rgb] * sample.batch_size)

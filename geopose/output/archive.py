@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -104,3 +105,10 @@ def members_fingerprint(stamps: Mapping[str, FileStamp]) -> str:
     """A short name for a set of files and their content."""
     facts = [[name, stamp.size, stamp.crc32] for name, stamp in sorted(stamps.items())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    from geopose.cli import run_command
+    from geopose.output.archive_check import main
+
+    sys.exit(run_command(main))

@@ -13,7 +13,7 @@ from geopose.cli import ArgumentParser, positive_int, run_command
 from geopose.data.heights import read_agl_m
 from geopose.data.layout import ImageRecord, agl_name, resolve_data_dir, vflow_name
 from geopose.data.layouts.splits import CHALLENGE, add_layout_option, read_split
-from geopose.data.rgb import read_rgb
+from geopose.data.rgb import read_image
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.files.writable import check_file_target
@@ -47,7 +47,7 @@ def read_pose(folder: Path, rgb_name: str, size: tuple[int, ...]) -> Pose:
 
 
 def _read_row(record: ImageRecord, truth: Path, predictions: Path) -> PreviewRow:
-    rgb = read_rgb(record.rgb_file())
+    rgb = read_image(record.rgb_file()).rgb
     true, predicted = (
         read_pose(folder, record.rgb.name, rgb.shape[:2]) for folder in (truth, predictions)
     )

@@ -226,7 +226,12 @@ def _spacing(size: tuple[int, int]) -> int:
 
 def _arrow_grid(size: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     step = _spacing(size)
-    return np.arange(step // 2, size[0], step), np.arange(step // 2, size[1], step)
+    return _every(step, size[0]), _every(step, size[1])
+
+
+def _every(step: int, length: int) -> NDArray[np.intp]:
+    """Every step-th place from the middle of the first step; at least one, however thin it is."""
+    return np.arange(min(step // 2, length // 2), length, step)
 
 
 def _magnification(poses: Sequence[Pose], size: tuple[int, int]) -> float:
@@ -244,7 +249,7 @@ def _magnification(poses: Sequence[Pose], size: tuple[int, int]) -> float:
 def _thin(image: NDArray) -> NDArray:
     """Every k-th pixel, so that drawing a large image is quick; heights are not mixed."""
     step = max(1, max(image.shape[:2]) // _SHOWN_PX)
-    return image[step // 2 :: step, step // 2 :: step]
+    return image[np.ix_(_every(step, image.shape[0]), _every(step, image.shape[1]))]
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -5,6 +5,7 @@ In: heights in metres, on any device, scale in px/m, angle in radians. Out: `<id
 conversion nor sends what the files do not hold.
 """
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,4 +101,8 @@ def write_prediction(
 def discard_prediction(folder: Path, rgb_name: str) -> None:
     """Removes the files of an image, if there are any."""
     for name in output_names(rgb_name):
-        (folder / name).unlink(missing_ok=True)
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # then it never was there
+                raise

@@ -25,11 +25,13 @@ from geopose.data.rgb import write_j2k
 from geopose.data.vflow import write_vflow
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path, partial_files
+from geopose.files.lock import NAME as LOCK_NAME
 from geopose.sample_city.view.render import render_scene, scene_id, shape_of
 from geopose.sample_city.world.cities import CITIES, scene_parameters
 
 MARKER = "sample_city.json"
 TRUTH_DIR = "test_truth"
+_FOLDERS = ("train", "test", TRUTH_DIR)
 FIRST_TEST_INDEX = 500_000  # test scenes never coincide with training scenes of any count
 _VERSION = 1  # raise when the same arguments would give other bytes
 _J2K_RATIO = 8
@@ -94,7 +96,7 @@ def write_dataset(
     spec = _checked_spec(train, test, size, seed, workers, cities)
     root = Path(out_dir)
     _claim(root, spec)
-    for folder in ("train", "test", TRUTH_DIR):
+    for folder in _FOLDERS:
         for suffix in (".j2k", ".tif", ".json"):
             for stale in partial_files(root / folder, suffix):
                 stale.unlink(missing_ok=True)
@@ -146,14 +148,28 @@ def _claim(root: Path, spec: SampleSpec) -> None:
                 f"(see {marker}): choose another directory or delete it"
             )
     try:
-        if not marker.is_file() and root.exists() and any(root.iterdir()):
+        if not marker.is_file() and not _is_unused(root):
             raise InputError(f"{root} is not empty and no synthetic data set: choose a new one")
-        for folder in ("train", "test", TRUTH_DIR):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in partial_files(root, marker.suffix):
+            stale.unlink(missing_ok=True)
+        with atomic_path(marker) as partial:  # before anything else: it says whose the rest is
+            partial.write_text(json.dumps(spec.marker(), indent=1) + "\n")
+        for folder in _FOLDERS:
+            (root / folder).mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {root}: {error.strerror}") from error
-    with atomic_path(marker) as partial:
-        partial.write_text(json.dumps(spec.marker(), indent=1) + "\n")
+
+
+def _is_unused(root: Path) -> bool:
+    """Whether a directory holds no more than a run leaves that was killed before its marker."""
+    if not root.exists():
+        return True
+    ours = {*partial_files(root, Path(MARKER).suffix), root / LOCK_NAME}
+    return all(
+        path in ours or (path.name in _FOLDERS and path.is_dir() and not any(path.iterdir()))
+        for path in root.iterdir()
+    )
 
 
 def _scene_files(root: Path, split: str, city: str, index: int) -> tuple[Path, Path, Path]:

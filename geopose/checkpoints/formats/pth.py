@@ -8,6 +8,7 @@ A checkpoint is a dict saved by torch with at least `model_state_dict` and
 import os
 import pickle
 import re
+import shutil
 import struct
 import tarfile
 import warnings
@@ -95,8 +96,17 @@ def save_checkpoint(
         _to_disk(temporary)
         if keep is not None and path.is_file():
             with atomic_path(keep) as copy:
-                os.link(path, copy)
+                _link_or_copy(path, copy)
     _to_disk(path.parent)
+
+
+def _link_or_copy(path: Path, copy: Path) -> None:
+    """A second name for a file; where the file system has no such thing, a second file."""
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copyfile(path, copy)  # says what is wrong if more than links is
+        _to_disk(copy)
 
 
 def _to_disk(path: Path) -> None:

@@ -7,8 +7,10 @@ file and the row.
 
 import csv
 import math
+import re
 from pathlib import Path, PurePosixPath
 
+from geopose.data.checks.numbers import gsd_problem
 from geopose.data.layout import ImageRecord
 from geopose.errors import InputError
 
@@ -16,6 +18,8 @@ METADATA_CSV = "metadata.csv"
 SPLIT_CSV = {"train": "geopose_train.csv", "test": "geopose_test.csv"}
 
 _COLUMNS = {"train": ("id", "agl", "json", "rgb"), "test": ("id", "rgb")}
+
+_DECIMAL_COMMA = re.compile(r"\d*,\d+")
 
 Row = tuple[int, dict[str, str]]
 
@@ -88,7 +92,10 @@ def _positive(text: str, what: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{what} is {text!r}, expected metres per pixel, more than 0")
+        hint = "; write a decimal point" if _DECIMAL_COMMA.fullmatch(text) else ""
+        raise InputError(f"{what} is {text!r}, expected metres per pixel, more than 0{hint}")
+    if problem := gsd_problem(value):
+        raise InputError(f"{what}: {problem}")
     return value
 
 
@@ -102,6 +109,16 @@ def _read_metadata(path: Path) -> dict[str, Row]:
     return metadata
 
 
+def city_names(path: Path) -> dict[str, str]:
+    """The city of every id of a metadata.csv; InputError as for `read_split`."""
+    return {image_id: cells["city"] for image_id, (_, cells) in _read_metadata(path).items()}
+
+
+def image_names(path: Path) -> dict[str, str]:
+    """The image file of every id of a geopose_<split>.csv; InputError as for `read_split`."""
+    return {cells["id"]: cells["rgb"] for _, cells in _read_csv(path, ("id", "rgb"))}
+
+
 def _read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
     """(line number, cells) of every row, cells stripped and non-empty in the given columns."""
     try:
@@ -109,6 +126,7 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
             reader = csv.DictReader(file, strict=True)
             header = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = header
+            _check_header(path, header)
             missing = [name for name in columns if name not in header]
             if missing:
                 raise InputError(
@@ -117,6 +135,7 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
                     else f"{path}: the file is empty, expected the columns {', '.join(columns)}"
                 )
             rows = [(reader.line_num, cells) for cells in reader]
+            _check_cells(path, len(header), rows)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check --data-dir") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -124,6 +143,26 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[Row]:
     if not rows:
         raise InputError(f"{path}: no rows below the header; list at least one image")
     return [(row, _clean(path, row, cells, columns)) for row, cells in rows]
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    """Refuses a column that is there twice: nobody knows which of them counts."""
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: column {', '.join(twice)} is there twice; remove one")
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(f"{path}: its cells are separated by semicolons; separate them by commas")
+
+
+def _check_cells(path: Path, columns: int, rows: list[tuple[int, dict]]) -> None:
+    """Refuses a row with more cells than columns, of which the last would be dropped."""
+    for row, cells in rows:
+        more = cells.get(None)
+        if more is not None:
+            raise InputError(
+                f"{path} row {row}: {columns + len(more)} cells for {columns} columns, the last is "
+                f"{more[-1]!r}; a decimal comma must be a point, a comma inside a cell in quotes"
+            )
 
 
 def _clean(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from geopose.data import layouts
+from geopose.data.checks.numbers import gsd_problem
 from geopose.data.layout import ImageRecord, agl_name, check_files
 from geopose.errors import InputError
 
@@ -48,6 +49,8 @@ def read_split(data_dir: Path | str, split: str, layout: str = CHALLENGE) -> lis
     if not records:
         raise InputError(f"{data_dir}: no {split} images in layout {layout}")
     for record in records:
+        if problem := gsd_problem(record.gsd_m):
+            raise InputError(f"{record.where}: gsd is {problem}")
         check_files(record)
     if split == "test":
         _check_outputs(records)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geopose.data.rgb import read_rgb
+from geopose.data.rgb import open_image
 from geopose.errors import GeoposeError, RunError
 from geopose.inference.submission.manifest import SourceStamp
 from geopose.inference.submission.plan import Task
@@ -30,12 +30,16 @@ _WATCH_S = 2.0  # how often a decoding process looks whether its parent lives
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image read: its pixels (H x W x 3) and its file's stamp, or what failed."""
+    """One image read: its pixels (H x W x 3) and its file's stamp, or what failed.
+
+    `unknown` is H x W, where the file declares that it has no data; None = nowhere.
+    """
 
     task: Task
     rgb: NDArray[np.uint8] | None
     source: SourceStamp | None
     problem: str = ""
+    unknown: NDArray[np.bool_] | None = None
 
     @property
     def name(self) -> str:
@@ -133,7 +137,8 @@ def _read(task: Task) -> Decoded:
     path: Path = task.record.rgb_file()
     try:
         source = SourceStamp.of_file(path)
-        return Decoded(task, read_rgb(path), source)
+        pixels, unknown = open_image(path, task.record.rgb)
+        return Decoded(task, pixels[:, :], source, unknown=unknown)
     except GeoposeError as error:
         return Decoded(task, None, None, str(error))
     except OSError as error:

@@ -1,5 +1,6 @@
 """What one image becomes: prediction files, their record, a picture."""
 
+import logging
 import threading
 from dataclasses import dataclass
 
@@ -17,7 +18,25 @@ from geopose.inference.submission.manifest import Journal, Record
 from geopose.output.preview import save_visualization
 from geopose.output.writer import check_misfits, discard_prediction, output_names, write_prediction
 
+logger = logging.getLogger(__name__)
+
 _DRAWING = threading.Lock()  # matplotlib is not made for several threads
+
+
+_mentioned: list[str] = []
+
+
+def _mention_unknown(name: str, count: int, pixels: int) -> None:
+    """Says once what heights of pixels without data are worth: files must hold a number there."""
+    if not _mentioned:
+        logger.warning(
+            "%s declares %d of its %d pixels to be no data: the heights written there mean "
+            "nothing, and pictures leave them out (said once, of the first such image)",
+            name,
+            count,
+            pixels,
+        )
+    _mentioned.append(name)
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,8 @@ class Outputs:
         agl_cm = stored.agl_cm.numpy().astype(np.uint16)
         write_prediction(self.folder.predictions, name, agl_cm, scale_px_per_m, angle_rad)
         self.journal.add(name, self._record(image))
+        if image.unknown is not None:
+            _mention_unknown(name, int(np.count_nonzero(image.unknown)), image.unknown.size)
         if self.visualize:
             self._draw(image, metres(agl_cm), scale_px_per_m, angle_rad)
 
@@ -109,6 +130,8 @@ class Outputs:
     ) -> None:
         if image.rgb is None:
             raise ValueError("an image that could not be read cannot be drawn")
+        if image.unknown is not None:
+            agl_m = np.where(image.unknown, np.nan, agl_m)
         picture = self.folder.pictures / viz_name(image.name)
         with _DRAWING:
             save_visualization(picture, image.rgb, agl_m, scale_px_per_m, angle_rad)

@@ -8,10 +8,11 @@ crash cut off is no record. The next run takes the journals' records over into t
 import json
 import logging
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from geopose.data.layout import ImageRecord
 from geopose.errors import RunError
 from geopose.files.atomic import atomic_path
 from geopose.files.stamp import FileStamp
@@ -27,25 +28,35 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 @dataclass(frozen=True)
 class SourceStamp:
-    """The image file that was predicted: size, time of change in ns, CRC-32 of its bytes."""
+    """The image file that was predicted: size, CRC-32 of its bytes, two times of change in ns.
+
+    Anybody can set the time of a file's content; that of its entry is the system's own. 0: unknown.
+    """
 
     size: int
     mtime_ns: int
     crc32: int
+    ctime_ns: int = 0
 
     @staticmethod
     def of_file(path: Path) -> "SourceStamp":
         """The stamp of a file, read in full; OSError if that fails."""
-        mtime_ns = path.stat().st_mtime_ns
+        stat = path.stat()
         content = FileStamp.of_file(path)
-        return SourceStamp(content.size, mtime_ns, content.crc32)
+        return SourceStamp(content.size, stat.st_mtime_ns, content.crc32, stat.st_ctime_ns)
 
     def fits(self, path: Path) -> bool:
         """Whether a file is still the same; copied or touched it is, if its bytes are."""
         stat = path.stat()
         if stat.st_size != self.size:
             return False
-        return stat.st_mtime_ns == self.mtime_ns or FileStamp.of_file(path).crc32 == self.crc32
+        same_times = (stat.st_mtime_ns, stat.st_ctime_ns) == (self.mtime_ns, self.ctime_ns)
+        return same_times or FileStamp.of_file(path).crc32 == self.crc32
+
+    def with_times_of(self, path: Path) -> "SourceStamp":
+        """For a file that fits: its times of now, so that it need not be read again."""
+        stat = path.stat()
+        return replace(self, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,20 @@ class Record:
     gsd_m: float
     files: dict[str, FileStamp]
 
+    def seen(self, image: ImageRecord) -> "Record":
+        """The same record of an image whose file was found to be the one that was predicted."""
+        try:
+            return replace(self, source=self.source.with_times_of(image.rgb_file()))
+        except OSError:
+            return self
+
     def to_json(self) -> dict[str, Any]:
         """As plain containers."""
         source = self.source
         return {
             "settings": self.settings,
             "source": [source.size, source.mtime_ns, source.crc32],
+            "source_entry": source.ctime_ns,
             "gsd_m": self.gsd_m,
             "files": {name: [stamp.size, stamp.crc32] for name, stamp in self.files.items()},
         }
@@ -80,7 +99,7 @@ class Record:
         size, mtime_ns, crc32 = map(int, content["source"])
         return Record(
             str(content["settings"]),
-            SourceStamp(size, mtime_ns, crc32),
+            SourceStamp(size, mtime_ns, crc32, int(content.get("source_entry", 0))),
             float(content["gsd_m"]),
             {str(n): FileStamp(int(s), int(c)) for n, (s, c) in content["files"].items()},
         )

@@ -105,6 +105,8 @@ def make_plan(
         if reason == _OTHER:
             old = manifest.settings.get(manifest.records[image.rgb.name].settings, {})
             reason = f"{_OTHER} ({difference(old, settings)})"
+        if not reason:
+            manifest.records[image.rgb.name] = manifest.records[image.rgb.name].seen(image)
         if reason:
             reasons[reason] += 1
             tasks.append(Task(image, True, size))

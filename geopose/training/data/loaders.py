@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from geopose.augment.build import build_augmentation
+from geopose.data.checks.truth import check_truth
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.folds import split_fold
 from geopose.data.layout import ImageRecord, check_sizes, resolve_data_dir
@@ -70,6 +71,7 @@ def build_loaders(
     dataset, train = cfg["dataset"], cfg["train"]
     records = read_split(resolve_data_dir(dataset["data_dir"]), "train", dataset["layout"])
     check_sizes(records)
+    check_truth(records)
     train_records, valid_records = split_fold(
         records, dataset["fold"], dataset["fold_split"], dataset["num_folds"]
     )

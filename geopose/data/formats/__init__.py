@@ -1,0 +1,1 @@
+"""What image formats say beside their pixels, told from their bytes."""
