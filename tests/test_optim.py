@@ -69,6 +69,7 @@ def test_every_shipped_optimizer_lowers_a_loss(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
 @pytest.mark.parametrize("name", list_optimizers(exclude_filters=["bnb*", "fused*", SECOND_ORDER]))
+@torch.compiler.set_stance("force_eager")  # kron compiles for most of a minute
 def test_every_optimizer_goes_on_from_its_state(name: str) -> None:
     """Steps with a save and a load between them are those without, to the last bit."""
     config = optimizer_config("base", name=name, kwargs={})

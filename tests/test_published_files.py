@@ -26,6 +26,7 @@ from geopose.training.fit import fit
 from geopose.training.initial_weights import apply_initial_weights
 from tests.published_facts import (
     CONFIGS,
+    REFERENCE,
     published_payload,
 )
 from tests.published_runs import NOTHING, assert_both_commands, assert_predicted
@@ -250,6 +251,7 @@ def test_both_branches_end_as_the_head_is_told(activation: str, transformation: 
 # --- The small network: commands
 
 
+@pytest.mark.skipif(REFERENCE.is_dir(), reason="its twin of full size runs in their place")
 def test_both_commands_predict(small: Path, data: Path, tmp_path: Path) -> None:
     assert_both_commands(small, data, tmp_path)
 

@@ -15,7 +15,6 @@ from geopose.files.stamp import FileStamp
 from geopose.inference.pipeline.decode import Decoded
 from geopose.inference.submission.folder import SubmissionFolder
 from geopose.inference.submission.manifest import Journal, Record
-from geopose.output.preview import save_visualization
 from geopose.output.writer import check_misfits, discard_prediction, output_names, write_prediction
 
 logger = logging.getLogger(__name__)
@@ -132,6 +131,8 @@ class Outputs:
             raise ValueError("an image that could not be read cannot be drawn")
         if image.unknown is not None:
             agl_m = np.where(image.unknown, np.nan, agl_m)
+        from geopose.output.preview import save_visualization  # imports matplotlib, rarely needed
+
         picture = self.folder.pictures / viz_name(image.name)
         with _DRAWING:
             save_visualization(picture, image.rgb, agl_m, scale_px_per_m, angle_rad)

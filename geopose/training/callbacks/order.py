@@ -11,7 +11,6 @@ from catalyst.core.callback import Callback
 
 from geopose.models.build import channel_order
 from geopose.training.callbacks.checkpoint import CheckpointCallback
-from geopose.training.callbacks.panel import PanelCallback
 from geopose.training.callbacks.report import MetricsFileCallback, ProgressCallback, SpeedCallback
 from geopose.training.callbacks.score import ScoreCallback
 from geopose.training.callbacks.step import (
@@ -43,7 +42,7 @@ def build_callbacks(
     callbacks: dict[str, Callback | None] = {
         "loss": LossCallback(),
         "score": ScoreCallback(),
-        "panels": PanelCallback(channel_order(cfg["model"])) if train["show"] else None,
+        "panels": _panels(cfg) if train["show"] else None,
         "backward": BackwardCallback(),
         "optimizer": optimizer,
         "schedule": PlateauCallback(runner["main_metric"]),
@@ -65,6 +64,12 @@ def build_callbacks(
     for place, callback in enumerate(chosen.values()):
         callback.order = place
     return chosen
+
+
+def _panels(cfg: Mapping[str, Any]) -> Callback:
+    from geopose.training.callbacks.panel import PanelCallback  # imports matplotlib, rarely needed
+
+    return PanelCallback(channel_order(cfg["model"]))
 
 
 def _checkpoint_callbacks(
