@@ -35,7 +35,8 @@ shift
 PYTHON=${PYTHON:-$PWD/.venv/bin/python}
 [ -x "$PYTHON" ] || PYTHON=$(command -v python) || fail "no Python; set PYTHON, or make .venv"
 # What torch sees, not what the machine has: CUDA_VISIBLE_DEVICES or an old driver may hide some.
-NPROC=${NPROC:-$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")}
+NPROC=${NPROC:-$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")} ||
+    fail "$PYTHON has no torch; set PYTHON, or make .venv"
 NNODES=${NNODES:-${SLURM_NNODES:-1}}
 for value in "$NPROC" "$NNODES"; do
     [[ $value =~ ^[1-9][0-9]*$ ]] || fail "NPROC and NNODES are whole numbers from 1, not $value"

@@ -7,9 +7,8 @@ on one GPU would refuse to start. `GEOPOSE_TEST_GPU=1` runs those marked `gpu`, 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ON_GPU = os.environ.get("GEOPOSE_TEST_GPU") == "1"
-if not ON_GPU:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks; processes of tests inherit it
+# Before torch looks; processes of tests inherit it.
+os.environ.update({} if os.environ.get("GEOPOSE_TEST_GPU") else {"CUDA_VISIBLE_DEVICES": ""})
 os.environ["HF_HUB_OFFLINE"] = "1"  # an accidental download is an error, not a wait
 
 from pathlib import Path
@@ -27,9 +26,10 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each test runs on what it is for: those marked `gpu` on one, all others without."""
-    skip = pytest.mark.skip(reason="needs a GPU and GEOPOSE_TEST_GPU=1" if not ON_GPU else "CPU")
+    on_gpu = bool(os.environ.get("GEOPOSE_TEST_GPU"))
+    skip = pytest.mark.skip(reason=f"GEOPOSE_TEST_GPU is {'' if on_gpu else 'not '}set")
     for item in items:
-        if ("gpu" in item.keywords) is not ON_GPU:
+        if ("gpu" in item.keywords) is not on_gpu:
             item.add_marker(skip)
 
 
