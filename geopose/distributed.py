@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Sampler
 
 from geopose.errors import GeoposeError, InputError, RunError, one_line
-from geopose.system.devices import warn_of_unusable_gpu
+from geopose.system.devices import use_device, warn_of_unusable_gpu
 
 Result = TypeVar("Result")
 
@@ -92,8 +92,7 @@ def init_from_env() -> torch.device:
         RunError: the processes do not come together.
     """
     device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    use_device(device)
     if launched() and not dist.is_initialized():
         with exchange_errors():
             _join("nccl" if device.type == "cuda" else "gloo", device)

@@ -32,6 +32,16 @@ def has_native_bf16(device: torch.device) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
+def use_device(device: torch.device) -> None:
+    """Makes a GPU the one that this thread uses.
+
+    Each thread says so for itself: one that has not said it opens a context on the first GPU,
+    hundreds of megabytes there, as soon as it waits for anything.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def allow_tf32(allowed: bool) -> None:
     """Whether GPUs may round float32 factors to 10 bits of mantissa (TF32).
 
