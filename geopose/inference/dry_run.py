@@ -80,8 +80,7 @@ def _log_cost(
     shape = torch.Size((config.batch_size, 3, *task.size))
     sample, times = _sample(config, device, shape)
     pixels_in_all = times * sum(t.size[0] * t.size[1] for t in to_predict)
-    images = -(-len(to_predict) // processes)
-    ensemble = build_ensemble(sample, device, images, int(pixels_in_all / processes))
+    ensemble = build_ensemble(sample, device, int(pixels_in_all / processes))
     rgb = read_rgb(task.record.rgb_file())
     first_s, seconds = _timed(ensemble, device, [rgb] * sample.batch_size, task.record.gsd_m)
     rate = pixels_in_all / (task.size[0] * task.size[1]) / processes  # images of this size
