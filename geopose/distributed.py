@@ -6,15 +6,23 @@ environment tells the rest; the device is chosen here and nowhere else.
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Sampler
 
-from geopose.errors import GeoposeError
+from geopose.errors import GeoposeError, InputError, RunError, one_line
+from geopose.system.devices import use_device, warn_of_unusable_gpu
 
 Result = TypeVar("Result")
+
+# For one exchange. The longest wait is for the process that validates the largest share, or that
+# writes a checkpoint to a slow disk; NCCL's own 10 minutes are short for either.
+TIMEOUT = timedelta(minutes=30)
 
 
 def launched() -> bool:
@@ -52,28 +60,103 @@ def is_main() -> bool:
 
 
 def local_device() -> torch.device:
-    """The accelerator of this process (one a local rank), else the CPU."""
+    """The accelerator of this process (one a local rank), else the CPU.
+
+    Raises:
+        InputError: there are fewer GPUs than processes.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", _gpu_of(local, torch.cuda.device_count()))
+    warn_of_unusable_gpu()
     return torch.device("cpu")
 
 
+def _gpu_of(local: int, visible: int) -> int:
+    """The GPU of a local rank; the only one, where a scheduler shows each process its own."""
+    if local < visible:
+        return local
+    if visible == 1:
+        return 0
+    raise InputError(
+        f"LOCAL_RANK={local}: this process sees {visible} GPUs; start {visible} processes on this "
+        "machine, or show each process its own by CUDA_VISIBLE_DEVICES"
+    )
+
+
 def init_from_env() -> torch.device:
-    """Joins the launcher's process group, if there is one, and returns this process's device."""
+    """Joins the launcher's process group, if there is one, and returns this process's device.
+
+    Raises:
+        InputError: two processes would use one GPU, or there are fewer GPUs than processes.
+        RunError: the processes do not come together.
+    """
     device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    use_device(device)
     if launched() and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        gpu = device if backend == "nccl" else None
-        store = _restarted_store()
-        if store is None:
-            dist.init_process_group(backend, device_id=gpu)
-        else:
-            dist.init_process_group(
-                backend, device_id=gpu, store=store, rank=rank(), world_size=world_size()
-            )
+        with exchange_errors():
+            _join("nccl" if device.type == "cuda" else "gloo", device)
     return device
+
+
+def _join(backend: str, device: torch.device) -> None:
+    store = _restarted_store()
+    gpu = device if backend == "nccl" else None
+    if gpu is not None:
+        store = store or next(iter(rendezvous("env://", timeout=TIMEOUT)))[0]
+        uuid = str(torch.cuda.get_device_properties(gpu).uuid)
+        refuse_shared_gpus(dist.PrefixStore("gpus", store), rank(), world_size(), uuid)
+    if store is None:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(
+            backend, timeout=TIMEOUT, device_id=gpu,
+            store=store, rank=rank(), world_size=world_size(),
+        )  # fmt: skip
+
+
+def refuse_shared_gpus(store: dist.Store, own: int, size: int, gpu: str) -> None:
+    """Tells the other processes which GPU this one has; NCCL cannot have two processes on one.
+
+    Args:
+        store: where all processes meet; empty.
+        own: rank of this process. size: number of processes.
+        gpu: a name that no other GPU has, on no machine.
+
+    Raises:
+        InputError: another process has the same; on all processes alike.
+    """
+    store.set(str(own), gpu)
+    owners: dict[str, int] = {}
+    for other in range(size):
+        name = store.get(str(other)).decode()
+        first = owners.setdefault(name, other)
+        if first != other:
+            error = InputError(
+                f"processes {first} and {other} are on one GPU ({name}), and NCCL wants one "
+                "for each; start fewer processes, or give each its own by CUDA_VISIBLE_DEVICES"
+            )
+            error.on_every_rank = True
+            raise error
+
+
+@contextmanager
+def exchange_errors() -> Iterator[None]:
+    """Makes one line of what NCCL or the launcher's store say when processes cannot exchange.
+
+    Raises:
+        RunError: an exchange failed or took too long.
+    """
+    try:
+        yield
+    except dist.DistError as error:
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        minutes = TIMEOUT.total_seconds() / 60
+        raise RunError(
+            f"the exchange between the processes failed ({one_line(last[0], 200)}); if no other "
+            "process has said why, NCCL_DEBUG=INFO does (a process is waited for at most "
+            f"{minutes:.0f} minutes)"
+        ) from error
 
 
 def _restarted_store() -> dist.Store | None:
@@ -159,7 +242,7 @@ def broadcast_number(value: float) -> float:
     """Rank 0's number on every process; cheaper than an object, for use at every step."""
     if not is_distributed():
         return value
-    tensor = torch.tensor([value], dtype=torch.float64, device=_collective_device())
+    tensor = torch.full((1,), value, dtype=torch.float64, device=_collective_device())
     dist.broadcast(tensor, src=0)
     return float(tensor)
 

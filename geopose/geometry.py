@@ -175,9 +175,15 @@ class Symmetry:
         return torch.flip(tensor, dims) if dims else tensor
 
     def map_vectors(self, vectors: Tensor) -> Tensor:
-        """Moves image vectors (..., 2) in (x, y) as the image moves them."""
-        linear = torch.as_tensor(self.linear, dtype=vectors.dtype, device=vectors.device)
-        return vectors @ linear.T
+        """Moves image vectors (..., 2) in (x, y) as the image moves them.
+
+        By signs and a swap: a product would be rounded where a GPU multiplies in TF32, and its
+        matrix would have to be sent there.
+        """
+        x, y = vectors.unbind(-1)
+        if self.transpose:
+            x, y = y, x
+        return torch.stack([-x if self.flip_x else x, -y if self.flip_y else y], dim=-1)
 
 
 SYMMETRIES: tuple[Symmetry, ...] = (

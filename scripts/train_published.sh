@@ -7,7 +7,7 @@
 # images a step and a rate of 2e-4. Both are kept on 1, 2, 3, 6 (b6) or 1, 2, 4, 8 (b7) processes.
 #
 # From the environment:
-#   NPROC           processes on this machine (default: its GPUs, or 1)
+#   NPROC           processes on this machine (default: the GPUs that torch sees, or 1)
 #   NNODES          machines (default 1; under SLURM, the job's)
 #   RDZV_ENDPOINT   HOST:PORT of one of them, needed with NNODES > 1
 #   RDZV_ID         the same word on all of them (default: the SLURM job, or geopose)
@@ -34,8 +34,9 @@ shift
 
 PYTHON=${PYTHON:-$PWD/.venv/bin/python}
 [ -x "$PYTHON" ] || PYTHON=$(command -v python) || fail "no Python; set PYTHON, or make .venv"
-gpus=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
-NPROC=${NPROC:-$((gpus > 0 ? gpus : 1))}
+# What torch sees, not what the machine has: CUDA_VISIBLE_DEVICES or an old driver may hide some.
+NPROC=${NPROC:-$("$PYTHON" -c "import torch; print(max(1, torch.cuda.device_count()))")} ||
+    fail "$PYTHON has no torch; set PYTHON, or make .venv"
 NNODES=${NNODES:-${SLURM_NNODES:-1}}
 for value in "$NPROC" "$NNODES"; do
     [[ $value =~ ^[1-9][0-9]*$ ]] || fail "NPROC and NNODES are whole numbers from 1, not $value"

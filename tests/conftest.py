@@ -1,8 +1,14 @@
-"""Shared by all tests: one thread, no network, and a small synthetic data set made once."""
+"""Shared by all tests: one thread, no network, and a small synthetic data set made once.
+
+Tests run on the CPU, whatever the machine has: results are compared bit for bit, and two processes
+on one GPU would refuse to start. `GEOPOSE_TEST_GPU=1` runs those marked `gpu`, and no others.
+"""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before torch looks; processes of tests inherit it.
+os.environ.update({} if os.environ.get("GEOPOSE_TEST_GPU") else {"CUDA_VISIBLE_DEVICES": ""})
 os.environ["HF_HUB_OFFLINE"] = "1"  # an accidental download is an error, not a wait
 
 from pathlib import Path
@@ -16,6 +22,15 @@ from geopose.system.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()  # before a test module imports timm
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test runs on what it is for: those marked `gpu` on one, all others without."""
+    on_gpu = bool(os.environ.get("GEOPOSE_TEST_GPU"))
+    skip = pytest.mark.skip(reason=f"GEOPOSE_TEST_GPU is {'' if on_gpu else 'not '}set")
+    for item in items:
+        if ("gpu" in item.keywords) is not on_gpu:
+            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

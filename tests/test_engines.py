@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from geopose import keys
 from geopose.errors import InputError
+from geopose.inference import build
 from geopose.inference.config import load_config
 from geopose.inference.engines import backends
 from geopose.inference.engines.backends import prepare, resolve_backend
@@ -21,23 +22,23 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LONG = backends.LEAST_PIXELS_TO_CONVERT
 
 
-def test_auto_is_compiled_on_a_gpu_in_long_runs():
-    found = [resolve_backend("auto", GPU, "tf32", runs, 10**9) for runs in (1, 10**6)]
-    assert found == ["torch", "compile"]
+def test_auto_is_torch_on_a_gpu():
+    assert resolve_backend("auto", GPU, "bf16", 10**12) == "torch"
+    assert resolve_backend("compile", GPU, "bf16") == "compile"
 
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_auto_is_openvino_on_a_cpu_where_it_pays(installed, monkeypatch):
     monkeypatch.setattr(backends, "has_openvino", lambda: installed)
-    assert resolve_backend("auto", CPU, "fp32", 10**6, LONG - 1) == "torch"
-    long = resolve_backend("auto", CPU, "fp32", 1, LONG)
+    assert resolve_backend("auto", CPU, "fp32", LONG - 1) == "torch"
+    long = resolve_backend("auto", CPU, "fp32", LONG)
     short_in_bf16 = resolve_backend("auto", CPU, "bf16")  # the same when the run is started again
     assert {long, short_in_bf16} == {"openvino" if installed else "torch"}
 
 
 def test_backends_that_are_asked_for(monkeypatch):
     assert resolve_backend("compile", CPU, "fp32") == "compile"
-    assert resolve_backend("torch", CPU, "fp32", 10**6, 10**9) == "torch"
+    assert resolve_backend("torch", CPU, "fp32", 10**9) == "torch"
     for installed in (True, False):
         monkeypatch.setattr(backends, "has_openvino", lambda: installed)  # noqa: B023
         with pytest.raises(InputError, match="openvino computes on a CPU"):
@@ -116,6 +117,22 @@ def test_precision_is_what_the_device_can_do(monkeypatch):
         assert resolve_precision("bf16", cpu) == ("bf16" if native else "fp32")
         assert resolve_precision("bf16", gpu) == ("bf16" if native else "tf32")
     assert [resolve_precision(p, gpu) for p in ("auto", "fp32", "fp16")] == ["tf32", "fp32", "fp16"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_only_tf32_is_rounded_to_tf32_on_a_gpu(precision, monkeypatch, tmp_path):
+    """What stays in float32 beside 16 bits would lose its digits."""
+    said = []
+    monkeypatch.setattr(build, "allow_tf32", said.append)
+    monkeypatch.setattr(build, "_member", lambda *_: nn.Identity())
+    monkeypatch.setattr(build, "PoseEnsemble", lambda *_: nn.Identity())
+    monkeypatch.setattr(build, "resolve_precision", lambda wanted, _: wanted)
+    config = write_config(tmp_path / "c.yaml", [write_checkpoint(tmp_path / "a.pth")])
+    chosen = load_config(config, [f"inference.precision={precision}"])
+    benchmark = torch.backends.cudnn.benchmark
+    build.build_ensemble(chosen, GPU)
+    torch.backends.cudnn.benchmark = benchmark
+    assert said == [precision == "tf32"]
 
 
 @pytest.mark.parametrize("message", ["no compiler\nfound", ""])

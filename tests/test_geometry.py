@@ -58,6 +58,10 @@ def test_symmetry_moves_pixels_as_it_moves_vectors(symmetry) -> None:  # type: i
     np.testing.assert_array_equal(back.numpy(), image)
     vectors = symmetry.map_vectors(torch.tensor([[1.0, 2.0]]))
     np.testing.assert_array_equal(vectors[0].numpy(), vector)
+    # Bit for bit in 16 bits as well: no number is multiplied.
+    digits = torch.rand(5, 3, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+    back = symmetry.inverse.map_vectors(symmetry.map_vectors(digits))
+    assert torch.equal(back, digits)
 
 
 def test_the_eight_symmetries_differ_and_rot90_is_numpys() -> None:

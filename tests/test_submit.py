@@ -16,7 +16,6 @@ from geopose.data.heights import read_agl_m
 from geopose.data.rgb import read_rgb, write_png
 from geopose.data.vflow import read_vflow
 from geopose.inference.command import submit
-from geopose.inference.predict.ensemble import PoseEnsemble
 from tests.tiny_run import SIZES, tiny_payload, write_checkpoint, write_config, write_split
 
 NAMES = [f"ABC_{number:03d}" for number in range(len(SIZES))]
@@ -354,11 +353,20 @@ def test_an_output_folder_that_cannot_be_made(setup, tmp_path, capsys, monkeypat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_too_little_memory_says_what_to_lower(setup, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "place",
+    [
+        "pipeline.DeviceCopy.upload",
+        "pipeline.DeviceCopy.download",
+        "pipeline.PoseEnsemble.forward",
+        "pipeline.to_centimetres",
+    ],
+)
+def test_too_little_memory_says_what_to_lower(setup, tmp_path, capsys, monkeypatch, place):
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        raise torch.AcceleratorError("CUDA error: out of memory\nCompile with ...")
 
-    monkeypatch.setattr(PoseEnsemble, "forward", full)
+    monkeypatch.setattr(f"geopose.inference.pipeline.{place}", full)
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
     assert run(config, setup / "data") == 1
     error = capsys.readouterr().err.splitlines()[-1]

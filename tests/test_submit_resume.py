@@ -412,6 +412,14 @@ def test_dry_run_on_a_cpu_tries_one_view_and_reckons_with_all(job, caplog, monke
     assert f"; about {total} for all with 1 process" in caplog.text
 
 
+def test_dry_run_on_a_gpu_counts_its_warm_up_once(monkeypatch):
+    clock = iter((0.0, 60.0, 60.0, 62.0))
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(dry_run, "DeviceCopy", lambda device: None)
+    monkeypatch.setattr(dry_run, "predict", lambda *_: lambda: [])
+    assert dry_run._timed(None, torch.device("cuda"), [None] * 4, 0.5) == (60.0, 0.5)
+
+
 def test_dry_run_finds_what_would_stop_the_run(job, capsys):
     (job.folder / "a.pth").write_bytes(b"garbage")
     assert job.run("--dry-run") == 2

@@ -9,7 +9,7 @@ from geopose.checkpoints.formats.pth import ONNX
 from geopose.checkpoints.load import load_model
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.backends import OPENVINO, TORCH, prepare, resolve_backend
-from geopose.inference.engines.precision import BF16, FP32, resolve_precision
+from geopose.inference.engines.precision import BF16, TF32, resolve_precision
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
 from geopose.system.devices import allow_tf32
@@ -32,30 +32,27 @@ def _load(entry: ModelEntry) -> LoadedModel:
     return load_onnx(first, entry.network)
 
 
-def build_ensemble(
-    config: InferenceConfig, device: torch.device, images: int = 1, pixels: int = 0
-) -> PoseEnsemble:
+def build_ensemble(config: InferenceConfig, device: torch.device, pixels: int = 0) -> PoseEnsemble:
     """The predictor of a config, ready on the device.
 
     Args:
         config: models, views, backend, precision.
         device: where the networks run.
-        images: that this process will predict; a few are not worth compiling for.
-        pixels: of all these images together; a few are not worth converting for.
+        pixels: of all images that this process will predict; a few are not worth converting for.
 
     Raises:
         InputError: a checkpoint that cannot be used.
     """
     tta = Tta.from_name(config.tta)
     precision = resolve_precision(config.precision, device)
-    views = len(tta.views)
-    runs = images * len(config.models) * views
-    backend = resolve_backend(config.backend, device, precision, runs, pixels * views)
+    backend = resolve_backend(config.backend, device, precision, pixels * len(tta.views))
     if device.type == "cpu":
         if backend != OPENVINO:  # which keeps its own, and gives it back when it should
             keep_freed_memory()
     else:
-        allow_tf32(precision != FP32)
+        allow_tf32(
+            precision == TF32
+        )  # beside 16 bits, what stays in float32 is there for its digits
         torch.backends.cudnn.benchmark = True  # few sizes, many images: the search for kernels pays
     members = [_member(entry, backend, precision) for entry in config.models]
     return PoseEnsemble(members, tta, config.tta_mode, device).eval()

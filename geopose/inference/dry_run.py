@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from geopose import distributed
 from geopose.data.rgb import read_image
@@ -16,12 +18,11 @@ from geopose.inference.config import InferenceConfig
 from geopose.inference.leader import Leader, RunOptions
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
-from geopose.inference.predict.ensemble import held_bytes
+from geopose.inference.predict.ensemble import PoseEnsemble, held_bytes
 from geopose.inference.predict.tta import Tta
 from geopose.inference.submission.plan import Plan, Task
-from geopose.inference.workers.launch import use_device
-from geopose.output.writer import to_centimetres
 from geopose.system.cores import usable_cores
+from geopose.system.devices import use_device
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ def dry_run(config: InferenceConfig, options: RunOptions, processes: int) -> Non
     Raises:
         GeoposeError: what would stop the run at its start.
     """
-    use_device()
     device = distributed.local_device()
+    use_device(device)
     if device.type == "cpu" and processes > 1:
         torch.set_num_threads(max(1, usable_cores() // processes))
     plan = Leader(config, options, device).plan()
@@ -79,26 +80,39 @@ def _log_cost(
     shape = torch.Size((config.batch_size, 3, *task.size))
     sample, times = _sample(config, device, shape)
     pixels_in_all = times * sum(t.size[0] * t.size[1] for t in to_predict)
-    images = -(-len(to_predict) // processes)
-    ensemble = build_ensemble(sample, device, images, int(pixels_in_all / processes))
+    ensemble = build_ensemble(sample, device, int(pixels_in_all / processes))
     rgb = read_image(task.record.rgb_file()).rgb
-    started = time.perf_counter()
-    with torch.inference_mode():
-        pixels = DeviceCopy(device).upload([rgb] * sample.batch_size)
-        gsd_m = torch.full((sample.batch_size, 1), task.record.gsd_m, device=device)
-        prediction = predict(ensemble, pixels, gsd_m, sample.batch_size)
-        to_centimetres(prediction.agl_m).agl_cm.cpu()
-    seconds = (time.perf_counter() - started) / sample.batch_size
-    total_s = seconds * pixels_in_all / (task.size[0] * task.size[1]) / processes
+    first_s, seconds = _timed(ensemble, device, [rgb] * sample.batch_size, task.record.gsd_m)
+    rate = pixels_in_all / (task.size[0] * task.size[1]) / processes  # images of this size
+    total_s = first_s + seconds * max(0.0, rate - sample.batch_size)
     logger.info(
-        "%s%s took %.2f s on %s, the start of the models included; about %s for all with "
-        "%d process%s",
+        "%s%s took %.2f s on %s%s; about %s for all with %d process%s",
         "one view of " if sample.tta != config.tta else "", task.record.rgb.name, seconds, device,
+        f", the start {first_s:.1f} s" if first_s > seconds else "",
         timedelta(seconds=round(total_s)), processes, "" if processes == 1 else "es",
     )  # fmt: skip
     held = held_bytes(Tta.from_name(config.tta), config.tta_mode, shape)
-    held -= held_bytes(Tta.from_name(sample.tta), sample.tta_mode, pixels.shape)
+    held -= held_bytes(
+        Tta.from_name(sample.tta), sample.tta_mode, torch.Size((sample.batch_size, *shape[1:]))
+    )
     logger.info("memory of each process: %s", _memory(device, held))
+
+
+def _timed(
+    ensemble: PoseEnsemble, device: torch.device, images: list[NDArray[np.uint8]], gsd_m: float
+) -> tuple[float, float]:
+    """Seconds of the first batch, and of each image of later ones.
+
+    A GPU is asked twice: the first time it loads its libraries, tries kernels for every layer and
+    perhaps compiles, which no other image pays for.
+    """
+    device_copy, took = DeviceCopy(device), []
+    with torch.inference_mode():
+        for _ in range(1 if device.type == "cpu" else 2):
+            started = time.perf_counter()
+            predict(ensemble, device_copy, images, [gsd_m] * len(images))()
+            took.append(time.perf_counter() - started)
+    return took[0], took[-1] / len(images)
 
 
 def _sample(

@@ -99,9 +99,7 @@ class _Worker:
             )
         sizes = [task.size for task in self._plan.tasks if task.predict]
         pixels = sum(height * width for height, width in sizes)
-        processes = self._coordinator.size
-        images = -(-len(sizes) // processes)
-        return build_ensemble(self._config, self._device, images, pixels // processes)
+        return build_ensemble(self._config, self._device, pixels // self._coordinator.size)
 
     def predict_and_write(self, visualize: bool) -> None:
         """Does images until none is left, and reports."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from geopose.construct import plain
 from geopose.distributed import (
+    exchange_errors,
     init_from_env,
     is_distributed,
     is_main,
@@ -29,6 +30,7 @@ from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order, model_slug
 from geopose.schema.old_keys import without_old_arguments
+from geopose.system.devices import is_out_of_memory
 from geopose.system.memory import keep_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks
@@ -192,13 +194,14 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
 
     Raises:
         InputError: bad config or data, or another run is there; nothing has been written.
-        RunError: too many losses are not finite, or a checkpoint cannot be written.
+        RunError: too many losses are not finite, a checkpoint cannot be written, or the exchange
+            between the processes failed.
         Stopped: a signal asked for it; everything is saved.
     """
     device = init_from_env()
     if device.type == "cpu":
         keep_freed_memory()
-    with StopSignal() as signals:
+    with exchange_errors(), StopSignal() as signals:
         cfg, own = together(lambda: _checked(config, overrides))
         start = choose_start(cfg, own)
         start = replace(start, cfg=together(lambda: check_config(start.cfg)))
@@ -253,12 +256,12 @@ def _run(parts: RunParts, signals: StopSignal) -> None:
     cfg = parts.cfg
     try:
         GeoposeRunner(parts, signals).run()
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory with batch_size={cfg['batch_size']} and "
-            f"train.crop_size={cfg['train']['crop_size']}; lower one of them"
-        ) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise RunError(
+                f"out of memory with batch_size={cfg['batch_size']} and "
+                f"train.crop_size={cfg['train']['crop_size']}; lower one of them"
+            ) from error
         if is_distributed() and "peer" in str(error):
             raise RunError("another process of this run has failed; its message says why") from (
                 error

@@ -16,35 +16,31 @@ logger = logging.getLogger(__name__)
 AUTO, TORCH, COMPILE, OPENVINO = "auto", "torch", "compile", "openvino"
 BACKENDS = (AUTO, TORCH, COMPILE, OPENVINO)
 OLD_NAMES = {"eager": TORCH}  # in older configs
-# Runs of a network (models x views x images) from which compiling for a minute or two pays.
-LEAST_RUNS_TO_COMPILE = 10_000
 # Pixels (of all views of all images) from which converting for OpenVINO pays: that costs what 1.5
 # (sample_unet), 2 (b6), 4 (v2s) or 10 (mobilenet_unet) megapixels save. Too early loses seconds,
 # too late a minute.
 LEAST_PIXELS_TO_CONVERT = 4_000_000
 
 
-def resolve_backend(
-    wanted: str, device: torch.device, precision: str, runs: int = 1, pixels: int = 0
-) -> str:
+def resolve_backend(wanted: str, device: torch.device, precision: str, pixels: int = 0) -> str:
     """The backend that a config means.
 
-    `auto` is compiled on a GPU in long runs. On a CPU it is OpenVINO, if that is installed and the
-    run is long enough to pay for the conversion; in bf16, where engines round at different places,
-    whatever the length, so that a run that is started again goes on as it began. Else it is torch.
+    On a CPU `auto` is OpenVINO, if that is installed and the run is long enough to pay for the
+    conversion; in bf16, where engines round at different places, whatever the length, so that a run
+    that is started again goes on as it began. Else it is torch, on a GPU too: that compiling pays
+    there has not been measured (scripts/gpu_check.sh does).
 
     Args:
         wanted: of the config.
         device: where the networks run.
         precision: as resolved for the device.
-        runs: models x views x images of one process.
         pixels: views x pixels of the images of one process.
 
     Raises:
         InputError: OpenVINO is wanted but not installed, or not on a CPU.
     """
     if wanted == AUTO:
-        return _automatic(device, precision, runs, pixels)
+        return _automatic(device, precision, pixels)
     if wanted == OPENVINO and device.type != "cpu":
         raise InputError(
             f"inference.backend: openvino computes on a CPU, and this run is on {device}; use "
@@ -58,11 +54,9 @@ def resolve_backend(
     return wanted
 
 
-def _automatic(device: torch.device, precision: str, runs: int, pixels: int) -> str:
-    if device.type != "cpu":
-        return COMPILE if device.type == "cuda" and runs >= LEAST_RUNS_TO_COMPILE else TORCH
+def _automatic(device: torch.device, precision: str, pixels: int) -> str:
     pays = precision == BF16 or pixels >= LEAST_PIXELS_TO_CONVERT
-    return OPENVINO if pays and has_openvino() else TORCH
+    return OPENVINO if device.type == "cpu" and pays and has_openvino() else TORCH
 
 
 def prepare(model: nn.Module, backend: str, precision: str) -> Engine:

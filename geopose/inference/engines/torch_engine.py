@@ -19,6 +19,7 @@ from geopose.inference.engines.engine import Engine
 from geopose.inference.engines.precision import input_type
 from geopose.models.blocks import GsdConv
 from geopose.models.geopose_unet import GeoposeUNetModel
+from geopose.system.devices import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,9 @@ class CompiledNetwork(TorchNetwork):
         if self._compiled is not None:
             try:
                 return self._compiled(image, gsd_m)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # whatever a compiler, a driver or a missing g++ raises
-                cause = getattr(error, "inner_exception", None)
-                if isinstance(cause, torch.OutOfMemoryError):
-                    raise cause from error
+                if is_out_of_memory(error):
+                    raise
                 self._compiled = None
                 reason = f"{type(error).__name__}: {one_line(error, 200)}"
                 logger.warning("torch.compile failed, going on without it: %s", reason)

@@ -12,11 +12,12 @@ class Background:
     Args:
         threads: how many jobs run at once.
         waiting: how many more may wait; whoever brings another one is held up.
+        begin: called by every thread before its first job.
     """
 
-    def __init__(self, threads: int, waiting: int) -> None:
+    def __init__(self, threads: int, waiting: int, begin: Callable[[], None] | None = None) -> None:
         self.wait_s = 0.0
-        self._pool = ThreadPoolExecutor(threads, "writer")
+        self._pool = ThreadPoolExecutor(threads, "writer", begin)
         self._room = BoundedSemaphore(threads + waiting)
         self._problem: BaseException | None = None
 

@@ -20,7 +20,7 @@ class DeviceCopy:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._cuda = device.type == "cuda"
         if self._cuda:
             self._up, self._down = (torch.cuda.Stream(device) for _ in range(2))
@@ -30,9 +30,9 @@ class DeviceCopy:
         planes = [torch.from_numpy(image) for image in images]
         if not self._cuda:
             return torch.stack(planes).permute(0, 3, 1, 2).contiguous()
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._up):
-            moved = [image.pin_memory().to(self._device, non_blocking=True) for image in planes]
+            moved = [image.pin_memory().to(self.device, non_blocking=True) for image in planes]
             batch = torch.stack(moved).permute(0, 3, 1, 2).contiguous()
         current.wait_stream(self._up)
         batch.record_stream(current)
@@ -43,7 +43,7 @@ class DeviceCopy:
         if not self._cuda:
             there = list(results)
             return lambda: there
-        self._down.wait_stream(torch.cuda.current_stream(self._device))
+        self._down.wait_stream(torch.cuda.current_stream(self.device))
         arrived = torch.cuda.Event()
         copies = []
         with torch.cuda.stream(self._down):

@@ -9,8 +9,11 @@ more than one image (a full disk, a lack of memory) ends this process's work.
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from geopose.errors import GeoposeError, RunError, StorageError
@@ -21,10 +24,10 @@ from geopose.inference.pipeline.idle_time import IdleTime
 from geopose.inference.pipeline.progress import ImageProgress
 from geopose.inference.pipeline.write import Outputs, Stored
 from geopose.inference.predict.ensemble import PoseEnsemble, do_nothing
-from geopose.inference.predict.tta import Prediction
 from geopose.inference.submission.plan import Task
 from geopose.inference.workers.coordinator import Coordinator, WorkReport
 from geopose.output.writer import to_centimetres
+from geopose.system.devices import is_out_of_memory, sent, use_device
 
 _WRITERS = {"cpu": 1, "cuda": 3}  # threads; one 2048 x 2048 map takes a core 0.05 s
 _WAITING = 2  # batches' results that may wait for a thread
@@ -56,7 +59,9 @@ class Pipeline:
         self._batch_size = batch_size
         self._device_copy = DeviceCopy(device)
         self._idle_time = IdleTime(device)
-        self._writers = Background(_WRITERS.get(device.type, 1), _WAITING * batch_size)
+        self._writers = Background(
+            _WRITERS.get(device.type, 1), _WAITING * batch_size, partial(use_device, device)
+        )
         self._counting = threading.Lock()
 
     def run(self, tasks: Sequence[Task], coordinator: Coordinator) -> WorkReport:
@@ -99,7 +104,13 @@ class Pipeline:
             if self._ensemble is None:
                 raise ValueError("nothing to predict with")
             image_progress = ImageProgress(coordinator, len(batch), self._ensemble.runs)
-            arrived = self._predict(self._ensemble, batch, image_progress)
+            arrived = predict(
+                self._ensemble,
+                self._device_copy,
+                [image.rgb for image in batch if image.rgb is not None],
+                [image.task.record.gsd_m for image in batch],
+                image_progress.step,
+            )
             self._idle_time.after()
             for item, image in enumerate(batch):
                 self._writers.put(self._write_job(image, item, arrived, image_progress, report))
@@ -107,19 +118,6 @@ class Pipeline:
             image_progress = ImageProgress(coordinator, len(batch), 0)
             for image in batch:
                 self._writers.put(self._draw_job(image, image_progress, report))
-
-    def _predict(
-        self, ensemble: PoseEnsemble, batch: list[Decoded], image_progress: ImageProgress
-    ) -> Callable[[], list[Tensor]]:
-        """Starts predicting a batch; the returned function gives what `Stored` holds, N of each."""
-        pixels = self._device_copy.upload([image.rgb for image in batch if image.rgb is not None])
-        gsd_m = torch.tensor([[image.task.record.gsd_m] for image in batch])
-        prediction = predict(
-            ensemble, pixels, gsd_m.to(self._device), self._batch_size, image_progress.step
-        )
-        heights = to_centimetres(prediction.agl_m)
-        flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
-        return self._device_copy.download([heights.agl_cm, heights.misfits, flow])
 
     def _write_job(
         self,
@@ -154,24 +152,41 @@ class Pipeline:
 
 def predict(
     ensemble: PoseEnsemble,
-    pixels: Tensor,
-    gsd_m: Tensor,
-    batch_size: int,
+    device_copy: DeviceCopy,
+    images: Sequence[NDArray[np.uint8]],
+    gsd_m: Sequence[float],
     on_run: Callable[[], None] = do_nothing,
-) -> Prediction:
-    """Calls an ensemble; a lack of memory becomes an error that the user can act on.
+) -> Callable[[], list[Tensor]]:
+    """Starts predicting images of one size; the returned function waits for what comes out.
+
+    Args:
+        ensemble: on the device.
+        device_copy: takes the images there and the results back.
+        images: H x W x 3 RGB each.
+        gsd_m: of each of them.
+        on_run: see `PoseEnsemble`.
+
+    Returns:
+        Gives what `Stored` holds, N of each, in main memory.
 
     Raises:
-        RunError: out of memory.
+        RunError: out of memory, wherever on the way.
     """
     try:
-        return ensemble(pixels, gsd_m, on_run)
-    except torch.OutOfMemoryError as error:
-        count, _, height, width = pixels.shape
-        fewer = f"inference.batch_size below {batch_size}, " if batch_size > 1 else ""
+        pixels = device_copy.upload(images)
+        sizes = sent(torch.tensor(gsd_m, dtype=torch.float32)[:, None], device_copy.device)
+        prediction = ensemble(pixels, sizes, on_run)
+        heights = to_centimetres(prediction.agl_m)
+        flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
+        return device_copy.download([heights.agl_cm, heights.misfits, flow])
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        count, (height, width) = len(images), images[0].shape[:2]
+        fewer = f"inference.batch_size below {count}, " if count > 1 else ""
         raise RunError(
-            f"out of memory on {pixels.device} with {count} image{'s' if count > 1 else ''} of "
-            f"{width} x {height} px, one view and one model at a time; use {fewer}"
+            f"out of memory on {device_copy.device} with {count} image{'s' if count > 1 else ''} "
+            f"of {width} x {height} px, one view and one model at a time; use {fewer}"
             "inference.precision=bf16 or fp16, downsample or smaller images"
         ) from error
 

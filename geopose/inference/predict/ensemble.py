@@ -17,6 +17,7 @@ from geopose.errors import InputError
 from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta
 from geopose.inference.predict.view_batches import ViewBatches
 from geopose.inference.predict.weight_offload import WeightOffload
+from geopose.system.devices import is_out_of_memory
 
 TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
@@ -105,6 +106,24 @@ class Member(nn.Module):
         )
 
 
+class _Told:
+    """Tells of every run once, also of those that are done a second time."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self._most = self._now = 0
+
+    def __call__(self) -> None:
+        self._now += 1
+        if self._now > self._most:
+            self._most = self._now
+            self._tell()
+
+    def begin_anew(self) -> None:
+        """All runs are done again."""
+        self._now = 0
+
+
 class PoseEnsemble(nn.Module):
     """Members averaged with test-time augmentation around each of them or around their mean.
 
@@ -148,6 +167,18 @@ class PoseEnsemble(nn.Module):
             gsd_m: as for a member.
             on_run: called after each of `runs`, on a GPU when it has been started.
         """
+        told = _Told(on_run)
+        while True:
+            try:
+                return self._average(image, gsd_m, told)
+            except Exception as error:
+                if not is_out_of_memory(error) or not self._offload.can_make_room():
+                    raise
+            # Views brought back or means did not fit; networks alone are looked after elsewhere.
+            self._offload.make_room()
+            told.begin_anew()
+
+    def _average(self, image: Tensor, gsd_m: Tensor, on_run: Callable[[], None]) -> Prediction:
         looks = [view.look(image, gsd_m) for view in self.tta.views]
         if self.tta_mode == TTA_PER_MODEL:
             return self._views_then_members(looks, image.shape[-2:], on_run)

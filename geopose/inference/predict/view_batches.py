@@ -13,6 +13,7 @@ from torch import nn
 
 from geopose.inference.predict.tta import Look, Prediction
 from geopose.inference.predict.weight_offload import WeightOffload
+from geopose.system.devices import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class ViewBatches:
         """(number of the view, its prediction for all N images), in any order of views.
 
         Raises:
-            torch.OutOfMemoryError: a single image does not fit.
+            Exception: a single image does not fit (see `is_out_of_memory`), or anything else.
         """
         groups: dict[torch.Size, list[int]] = {}
         for number, look in enumerate(looks):
@@ -75,8 +76,9 @@ class ViewBatches:
                     if size in self._limits:
                         return self._model(image, gsd_m).split()
                     return [self._measure(image, gsd_m, size)]
-            except torch.OutOfMemoryError:
-                if len(chunk) == 1 and not self._offload.can_make_room():
+            except Exception as error:
+                hopeless = len(chunk) == 1 and not self._offload.can_make_room()
+                if hopeless or not is_out_of_memory(error):
                     raise
             # Not in the handler: there the error still holds the maps that did not fit.
             self._give_way(size, len(chunk))
@@ -108,7 +110,6 @@ class ViewBatches:
             logger.info("out of memory with %d images at once, going on with %d", tried, tried // 2)
         else:
             self._offload.make_room()
-            logger.info("out of memory with all models on the GPU: they wait on the host from here")
         if self._offload.device.type == "cuda":
             torch.cuda.empty_cache()
 

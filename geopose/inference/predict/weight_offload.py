@@ -4,11 +4,16 @@ All of them stay on the device as long as they fit. When memory runs short each 
 and its place is free again afterwards.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from geopose.system.devices import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_SHARE = 0.4  # of the free memory for weights; the rest is for the maps
 
@@ -30,9 +35,19 @@ class WeightOffload:
             self.waiting = sum(_weight_bytes(model) for model in models) > _LARGEST_SHARE * free
         if self.waiting:
             self._pin()
-        elif device.type != "cpu":
-            for model in models:
-                model.to(device)
+        elif device.type != "cpu" and not self._all_fit():
+            self.make_room()
+
+    def _all_fit(self) -> bool:
+        """Sends all models to the device; False: some of them did not fit."""
+        try:
+            for model in self._models:
+                model.to(self.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def can_make_room(self) -> bool:
         """Whether there are other models on the device that could wait on the host."""
@@ -40,10 +55,13 @@ class WeightOffload:
 
     def make_room(self) -> None:
         """Sends all models to the host; from now on each comes for its turn."""
+        logger.info("out of memory with all models on the GPU: they wait on the host from here")
         self.waiting = True
         for model in self._models:
             model.to("cpu")
-        self._pin()
+        if self.device.type == "cuda":
+            self._pin()
+            torch.cuda.empty_cache()
 
     @contextmanager
     def at_work(self, model: nn.Module) -> Iterator[None]:

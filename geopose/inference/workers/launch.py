@@ -24,6 +24,7 @@ from geopose.cli import setup_logging
 from geopose.errors import GeoposeError, RunError
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.system.cores import usable_cores
+from geopose.system.devices import use_device
 
 _HOST = "127.0.0.1"
 _MEETING_TIME = timedelta(minutes=5)
@@ -31,13 +32,6 @@ _PULSE_S = 0.2
 _SILENCE_S = 300.0  # only launchers that do not watch their processes let it come to this
 _FAREWELL_S = 5.0  # for a process to end by itself after the run's outcome is known
 _STOPPING_S = 60.0  # to finish the file it writes and the layer it computes
-
-
-def use_device() -> None:
-    """Makes this process's GPU, if it has one, the one that it computes on."""
-    device = distributed.local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
 
 
 # ---------------------------------------------------------------- processes started here
@@ -104,7 +98,7 @@ def _child(rank: int, processes: int, port: int, work: Callable[[Coordinator], N
     setup_logging()
     _end_with_parent()
     torch.set_num_threads(max(1, usable_cores() // processes))
-    use_device()
+    use_device(distributed.local_device())
     store = dist.TCPStore(_HOST, port, None, False, _MEETING_TIME)
     with stop_on_signals():
         try:
@@ -164,7 +158,7 @@ def launched_coordinator() -> Iterator[Coordinator]:
     Raises:
         RunError: they do not come together.
     """
-    use_device()
+    use_device(distributed.local_device())
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=_MEETING_TIME)))
         session = _Session(store, rank)
