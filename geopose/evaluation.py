@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from geopose.cities import cities_of
 from geopose.cli import ArgumentParser
 from geopose.data.checks.numbers import HeightCounts
 from geopose.data.checks.units import UnitRatios
 from geopose.data.heights import NODATA_CM, read_agl_cm, read_agl_m
 from geopose.data.layout import agl_name
 from geopose.data.layouts.splits import LAYOUTS, SPLITS, read_split
+from geopose.data.lookup.cities import cities_of
 from geopose.data.rgb import unknown_in
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError

@@ -118,3 +118,28 @@ def test_a_changed_byte_of_a_png_is_found(tmp_path: Path, place: str) -> None:
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"a\.png: broken image"):
         read_rgb(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile_size": (64, 64)}, {"irreversible": True}])
+def test_foreign_bytes_in_a_tile_of_a_j2k(tmp_path: Path, options: dict) -> None:
+    path = tmp_path / "a.j2k"
+    picture().save(path, "JPEG2000", no_jp2=True, **options)
+    read_rgb(path)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.j2k: broken image \(tile \d+ is damaged"):
+        read_rgb(path)
+
+
+def test_a_missing_part_of_a_tile_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.j2k"
+    picture().save(path, "JPEG2000", no_jp2=True)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\x90\x00\x0a")
+    assert data[at + 11] in (0, 1)
+    data[at + 11] = 2
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="1 of 2 parts of tile 0"):
+        read_rgb(path)

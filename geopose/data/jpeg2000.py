@@ -6,7 +6,10 @@ Marker and box layouts: ISO/IEC 15444-1, annexes A and I.
 """
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
+
+from geopose.data.formats.packets import check_packets
 
 CODESTREAM_MAGIC = b"\xff\x4f\xff\x51"
 JP2_MAGIC = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
@@ -136,15 +139,20 @@ def check_complete(data: bytes, header: Jp2Header) -> None:
                 raise ValueError("no image data follows its header")
             offset += 2 + struct.unpack_from(">H", data, offset + 2)[0]
         seen: set[int] = set()
+        parts, promised = Counter[int](), dict[int, int]()
         while (marker := struct.unpack_from(">H", data, offset)[0]) == _SOT:
             tile, length = struct.unpack_from(">HI", data, offset + 4)
             seen.add(tile)
+            parts[tile] += 1
+            promised[tile] = max(promised.get(tile, 0), data[offset + 11])  # 0: it does not say
+            start = offset + _SOT_BYTES
             if length == 0:  # the last tile-part reaches to the end marker
                 offset = data.rindex(b"\xff\xd9", offset)
-                continue
-            if length < _SOT_BYTES + 2:
+            elif length < _SOT_BYTES + 2:
                 raise ValueError("a tile has an impossible length")
-            offset += length
+            else:
+                offset += length
+            check_packets(data, start, min(offset, len(data)), tile)
         if marker != _EOC:
             raise ValueError("its tiles do not follow each other")
     except (struct.error, ValueError) as error:
@@ -153,3 +161,7 @@ def check_complete(data: bytes, header: Jp2Header) -> None:
         raise
     if seen != set(range(header.tiles)):
         raise ValueError(f"{len(seen)} of {header.tiles} tiles are in it")
+    if lost := [tile for tile, count in promised.items() if parts[tile] < count]:
+        raise ValueError(
+            f"{parts[lost[0]]} of {promised[lost[0]]} parts of tile {lost[0]} are in it"
+        )

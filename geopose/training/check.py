@@ -48,6 +48,28 @@ def check_metrics(cfg: Mapping[str, Any], terms: Sequence[str]) -> None:
             raise InputError(f"runner: unknown metric {metric}; one of {', '.join(known)}")
 
 
+def check_batch_norm(model: nn.Module, cfg: Mapping[str, Any], samples: int) -> None:
+    """Refuses batches of which the encoder's coarsest map has one pixel: it has no deviation.
+
+    Args:
+        model: a network with `encoder` and `stride`.
+        cfg: the whole config.
+        samples: of an epoch, for one process.
+
+    Raises:
+        InputError: names the two keys.
+    """
+    side, batch_size = cfg["train"]["crop_size"], min(cfg["batch_size"], samples)
+    encoder, stride = getattr(model, "encoder", None), getattr(model, "stride", 0)
+    if side is None or encoder is None or not stride or batch_size * (-(-side // stride)) ** 2 > 1:
+        return
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules()):
+        raise InputError(
+            f"batch_size={batch_size} and train.crop_size={side}: BatchNorm would see one value "
+            f"of each channel; set train.crop_size above {stride}, or batch_size=2 or more"
+        )
+
+
 def check_loss(model: nn.Module, criterion: LossSum) -> None:
     """Tries the network on a small image, so that a loss that does not fit it is found now.
 

@@ -35,7 +35,7 @@ from geopose.system.memory import keep_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks
 from geopose.training.callbacks.stop import TimeBudget
-from geopose.training.check import check_config, check_loss, check_metrics
+from geopose.training.check import check_batch_norm, check_config, check_loss, check_metrics
 from geopose.training.data.loaders import build_loaders, end_workers
 from geopose.training.data.resources import choose_resources
 from geopose.training.ema import build_ema
@@ -103,6 +103,7 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     check_metrics(cfg, criterion.prefixes)
     model = _build_model(start, device)
     check_loss(model, criterion)
+    check_batch_norm(model, cfg, len(loaders["train"].sampler))  # type: ignore[arg-type]
     model = model.to(device)
     if cfg["channels_last"]:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

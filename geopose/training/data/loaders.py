@@ -10,6 +10,7 @@ from geopose.augment.build import build_augmentation
 from geopose.data.checks.truth import check_truth
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.folds import split_fold
+from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord, check_sizes, resolve_data_dir
 from geopose.data.layouts.splits import read_split
 from geopose.distributed import ShardSampler, rank, world_size
@@ -18,7 +19,7 @@ from geopose.models.build import channel_order
 from geopose.system.signals import ignore_in_worker
 from geopose.training.data.data_wait import TimedLoader
 from geopose.training.data.resources import Resources
-from geopose.training.data.sampler import ResumableSampler
+from geopose.training.data.sampler import ResumableSampler, SizeBatches
 
 FAST_IMAGES = 64  # what train.fast leaves of either part
 
@@ -53,6 +54,17 @@ def _workers(count: int, prefetch: int) -> dict[str, Any]:
     return {"num_workers": count, "persistent_workers": True, "prefetch_factor": prefetch}
 
 
+def _check_one_size(records: list[ImageRecord]) -> None:
+    """Whole images are trained in one batch: InputError naming the first that does not fit."""
+    sizes = [image_size(record.rgb_file()) for record in records]
+    for record, (height, width) in zip(records, sizes, strict=True):
+        if (height, width) != sizes[0]:
+            raise InputError(
+                f"{record.where}: {width} x {height} pixels, the first image has {sizes[0][1]} x "
+                f"{sizes[0][0]}; set train.crop_size, or batch_size=1"
+            )
+
+
 def build_loaders(
     cfg: Mapping[str, Any], resources: Resources, device: torch.device
 ) -> dict[str, DataLoader]:
@@ -82,6 +94,8 @@ def build_loaders(
             f"{len(valid_records)} validation images for {world_size()} processes; use fewer "
             "processes or a smaller dataset.num_folds"
         )
+    if train["crop_size"] is None and cfg["batch_size"] > 1:
+        _check_one_size(train_records)
     order, downsample = channel_order(cfg["model"]), train["downsample"]
     train_set = GeoposeDataset(
         train_records,
@@ -106,8 +120,11 @@ def build_loaders(
         ),
         "valid": DataLoader(
             valid_set,
-            batch_size=train["loaders"]["valid"]["batch_size"],
-            sampler=ShardSampler(len(valid_set)),
+            batch_sampler=SizeBatches(
+                ShardSampler(len(valid_set)),
+                [image_size(record.rgb_file()) for record in valid_records],
+                train["loaders"]["valid"]["batch_size"],
+            ),
             **_workers(resources.valid_workers, train["loaders"]["valid"]["prefetch"]),
             **common,
         ),
