@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim import Optimizer
 
 from geopose.construct import plain
 from geopose.distributed import (
@@ -39,6 +41,7 @@ from geopose.training.ema import build_ema
 from geopose.training.initial_weights import apply_initial_weights
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.precision import Precision
+from geopose.training.resume.fits import check_driver, check_fits
 from geopose.training.resume.position import STATE
 from geopose.training.resume.run_files import rewind
 from geopose.training.runner import GeoposeRunner, RunParts, build_engine
@@ -114,14 +117,18 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         optimizer_cfg["lr"] * world_size(),
         cfg["runner"]["main_mode"],
     )
+    ema = build_ema(model, train["ema"])
+    callbacks = build_callbacks(cfg, start.run_dir, budget, _header(cfg))
+    if start.payload is not None:
+        _check_resume(start, model, ema, optimizer, scheduler, precision)
     return RunParts(
         model=model,
-        ema=build_ema(model, train["ema"]),
+        ema=ema,
         criterion=criterion,
         optimizer=optimizer,
         scheduler=scheduler,
         loaders=loaders,
-        callbacks=build_callbacks(cfg, start.run_dir, budget, _header(cfg)),
+        callbacks=callbacks,
         engine=build_engine(device),
         precision=precision,
         header={**_header(cfg), "data_checksum": _data_checksum(loaders)},
@@ -130,6 +137,25 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         cfg=cfg,
         payload=start.payload,
     )
+
+
+def _check_resume(
+    start: Start,
+    model: nn.Module,
+    ema: ModelEmaV3 | None,
+    optimizer: Optimizer,
+    scheduler: Any,
+    precision: Precision,
+) -> None:
+    """Refuses a checkpoint that is not one of this run, as long as nothing has been written."""
+    assert start.payload is not None
+    assert start.source is not None
+    payload, path = start.payload, start.source
+    networks = [model] if ema is None else [model, ema.module]
+    check_fits(payload, payload[STATE], networks, optimizer, start.cfg["optimizer"], path)
+    for name, driver in (("scheduler", scheduler), ("scaler", precision.scaler)):
+        key = f"{name}_state_dict"
+        check_driver(payload[key], driver.state_dict(), key, path)
 
 
 def _precision_name(optimizer_cfg: Mapping[str, Any]) -> str:

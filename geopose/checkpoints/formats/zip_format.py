@@ -1,7 +1,7 @@
 """Files of torch since 1.6 are zip archives: whether one is whole, and how it may be read.
 
-torch maps their members without a look at how they are stored, and does not compare checksums: what
-is compressed would be read as numbers, and a flipped bit as a weight. Both are looked at here, before
+torch maps their members without a look at how they are stored, and compares no checksums: what is
+compressed would be read as numbers, and a flipped bit as a weight. Both are looked at here, before
 torch reads anything.
 """
 
