@@ -1,6 +1,16 @@
 """The ways in which a command can fail without a bug, each with its exit code, and their words."""
 
 
+def printable(text: str) -> str:
+    """Text that comes from a file, with what would steer a terminal spelled out (ESC as \\x1b).
+
+    Line breaks stay; a name that is no text (bytes that no encoding explains) is spelled out too.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def one_line(message: object, longest: int | None = None) -> str:
     """What a library says over several lines, or says nothing, as one line for the user.
 
@@ -8,7 +18,7 @@ def one_line(message: object, longest: int | None = None) -> str:
         message: an error, or anything else with a text; if that is empty, its kind is named.
         longest: characters; what is beyond is cut off and replaced by "...".
     """
-    text = " ".join(str(message).split()) or type(message).__name__
+    text = printable(" ".join(str(message).split())) or type(message).__name__
     return text if longest is None or len(text) <= longest else f"{text[: longest - 3]}..."
 
 

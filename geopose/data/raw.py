@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from geopose.data.decoding import read_bytes
 from geopose.errors import InputError, one_line
 from geopose.files.atomic import atomic_path
+from geopose.files.ordinary import check_ordinary
 
 RAW_SUFFIX = ".npy"
 RAW_MAGIC = b"\x93NUMPY"
@@ -101,6 +102,7 @@ def _fill(file: int, part: memoryview, position: int, path: Path) -> None:
 @contextmanager
 def _readable(path: Path) -> Iterator[int]:
     try:
+        check_ordinary(path)
         file = os.open(path, os.O_RDONLY)
         try:
             yield file
@@ -118,6 +120,7 @@ def open_raw(path: Path | str) -> RawFile:
     """
     path = Path(path)
     try:
+        check_ordinary(path)
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0

@@ -13,6 +13,7 @@ from yaml import YAMLError
 from geopose.checkpoints.formats.given import GivenNetwork, read_network
 from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
+from geopose.files.yaml_file import load_yaml
 from geopose.inference.engines.backends import check_backend
 from geopose.inference.engines.precision import check_precision
 from geopose.inference.predict.ensemble import TTA_PER_MODEL, check_tta_mode
@@ -154,11 +155,11 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     try:
-        merged = OmegaConf.load(path)
+        merged: _Config = load_yaml(path)
         for override in overrides:
             merged = _override(merged, override)
         raw = OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable config: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must hold keys {', '.join(sorted(_SECTIONS['']))}")
