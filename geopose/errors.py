@@ -1,11 +1,21 @@
 """The ways in which a command can fail without a bug, each with its exit code, and their words."""
 
+import re
+
+_CREDENTIALS = re.compile(r"(https?://)[^/?#\s]*@", re.IGNORECASE)
+
+
+def without_credentials(text: str) -> str:
+    """Text with the user and the password left out of all URLs in it."""
+    return _CREDENTIALS.sub(r"\1", text) if "@" in text else text
+
 
 def printable(text: str) -> str:
     """Text that comes from a file, with what would steer a terminal spelled out (ESC as \\x1b).
 
     Line breaks stay; a name that is no text (bytes that no encoding explains) is spelled out too.
     """
+    text = without_credentials(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
@@ -27,6 +37,9 @@ class GeoposeError(Exception):
 
     exit_code = 1
     on_every_rank = False  # raised by all processes of a run alike: one of them should say it
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(without_credentials(str(message)))
 
 
 class InputError(GeoposeError):

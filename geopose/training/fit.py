@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from geopose.checkpoints.remote.credentials import hide_credentials
 from geopose.construct import plain
 from geopose.distributed import (
     init_from_env,
@@ -38,7 +39,7 @@ from geopose.training.check import check_config, check_loss, check_metrics
 from geopose.training.data.loaders import build_loaders, end_workers
 from geopose.training.data.resources import choose_resources
 from geopose.training.ema import build_ema
-from geopose.training.initial_weights import apply_initial_weights
+from geopose.training.initial_weights import WEIGHTS_KEYS, apply_initial_weights
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.precision import Precision
 from geopose.training.resume.fits import check_driver, check_fits
@@ -224,7 +225,7 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
     if device.type == "cpu":
         keep_freed_memory()
     with StopSignal() as signals:
-        start = choose_start(together(lambda: _checked(plain(config))), overrides)
+        start = choose_start(together(lambda: _checked(_plain(config))), overrides)
         start = replace(start, cfg=together(lambda: _checked(start.cfg)))
         _apply_switches(start.cfg)
         if _is_finished(start):
@@ -241,6 +242,15 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
     # this process before it has said what was wrong.
     shutdown()
     return start.run_dir
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers; what it says goes into files, passwords must not."""
+    cfg: dict[str, Any] = plain(config)
+    for key in WEIGHTS_KEYS:
+        if isinstance(cfg.get(key), str):
+            cfg[key] = hide_credentials(cfg[key])
+    return cfg
 
 
 def _prepare(start: Start, device: torch.device) -> RunParts:

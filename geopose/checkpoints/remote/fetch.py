@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlparse
 
 import torch
 
+from geopose.checkpoints.remote.credentials import hide_credentials
 from geopose.checkpoints.remote.download import Patience, Unreachable, discard_part, download
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
@@ -29,12 +30,16 @@ class Source:
     """One checkpoint file as a config names it.
 
     Attributes:
-        entry: a path (relative ones count from the working directory) or an http(s) URL.
+        entry: a path (relative ones count from the working directory) or an http(s) URL; user and
+            password are taken out of it.
         sha256: the hash that the file must have, 64 lower-case hex digits; None = any.
     """
 
     entry: str
     sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entry", hide_credentials(self.entry))
 
     @property
     def path(self) -> Path:
@@ -54,7 +59,7 @@ def checkpoint_cache() -> Path:
 
 def is_url(entry: str) -> bool:
     """Whether a model entry names a file on a server."""
-    return urlparse(entry).scheme in ("http", "https")
+    return entry.lower().startswith(("http://", "https://"))
 
 
 def cached_path(url: str) -> Path:
