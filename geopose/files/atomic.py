@@ -3,14 +3,22 @@
 In: the path that is wanted. Out: a hidden path to write to, which becomes it when all went well.
 """
 
+import os
+import re
 import secrets
+import socket
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from geopose.errors import RunError
 
 _PARTIAL = ".partial-"
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_TOKEN = re.compile(r"\.partial-(?:([0-9a-f]{8})([0-9a-f]{1,8})-)?[0-9a-f]{8}(?:\.|$)")
+_LONG_AGO_S = 24 * 3600.0
 
 
 @contextmanager
@@ -23,7 +31,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         RunError: the file cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}{_PARTIAL}{secrets.token_hex(4)}{path.suffix}")
+    token = f"{_HOST}{os.getpid():x}-{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.stem}{_PARTIAL}{token}{path.suffix}")
     try:
         yield partial
         partial.replace(path)
@@ -34,5 +43,36 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def partial_files(folder: Path, suffix: str) -> list[Path]:
-    """What killed processes left behind of `atomic_path` in a folder."""
-    return sorted(folder.glob(f".*{_PARTIAL}{'[0-9a-f]' * 8}{suffix}"))
+    """What killed processes left behind of `atomic_path` in a folder; what others write stays out.
+
+    Args:
+        folder: need not exist.
+        suffix: of the wanted files, or `.*`.
+    """
+    found = sorted(folder.glob(f".*{_PARTIAL}*{suffix}"))
+    return [path for path in found if _is_left(path)]
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody writes a partial file any more, by the process that its name tells."""
+    token = _TOKEN.search(path.name)
+    if token is None:
+        return False
+    host, process = token.groups()
+    if host is None:  # of versions that did not tell
+        return True
+    if host == _HOST:
+        return not _is_alive(int(process, 16))
+    with suppress(OSError):  # of another machine, which cannot be asked
+        return time.time() - path.stat().st_mtime > _LONG_AGO_S
+    return False
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -25,6 +25,9 @@ from geopose.data.rgb import write_j2k
 from geopose.data.vflow import write_vflow
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path, partial_files
+from geopose.files.lock import NAME as LOCK
+from geopose.files.lock import locked
+from geopose.files.writable import check_folder_target
 from geopose.sample_city.view.render import render_scene, scene_id, shape_of
 from geopose.sample_city.world.cities import CITIES, scene_parameters
 
@@ -93,13 +96,20 @@ def write_dataset(
     """
     spec = _checked_spec(train, test, size, seed, workers, cities)
     root = Path(out_dir)
+    _check_target(root)
+    with locked(root, "OUT_DIR"):
+        return _write_all(root, spec, workers)
+
+
+def _write_all(root: Path, spec: SampleSpec, workers: int) -> int:
+    """Everything that is not there yet; returns the number of scenes rendered."""
     _claim(root, spec)
     for folder in ("train", "test", TRUTH_DIR):
         for suffix in (".j2k", ".tif", ".json"):
             for stale in partial_files(root / folder, suffix):
                 stale.unlink(missing_ok=True)
     jobs = [
-        (root, split, city, index, spec.size, seed)
+        (root, split, city, index, spec.size, spec.seed)
         for split, city, index in spec.scenes()
         if not all(path.exists() for path in _scene_files(root, split, city, index))
     ]
@@ -130,11 +140,16 @@ def _checked_spec(
     return SampleSpec(train, test, shape_of(size), seed, tuple(cities))
 
 
+def _check_target(root: Path) -> None:
+    """Raises InputError if there is something that is no directory, or nothing can be written."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file: name a directory to write to")
+    check_folder_target(root, "OUT_DIR")
+
+
 def _claim(root: Path, spec: SampleSpec) -> None:
     """Makes the directory ours, or refuses to mix data sets."""
     marker = root / MARKER
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file: name a directory to write to")
     if marker.is_file():
         try:
             present = json.loads(marker.read_text())
@@ -146,7 +161,7 @@ def _claim(root: Path, spec: SampleSpec) -> None:
                 f"(see {marker}): choose another directory or delete it"
             )
     try:
-        if not marker.is_file() and root.exists() and any(root.iterdir()):
+        if not marker.is_file() and root.exists() and _holds_other(root):
             raise InputError(f"{root} is not empty and no synthetic data set: choose a new one")
         for folder in ("train", "test", TRUTH_DIR):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -154,6 +169,10 @@ def _claim(root: Path, spec: SampleSpec) -> None:
         raise InputError(f"cannot write to {root}: {error.strerror}") from error
     with atomic_path(marker) as partial:
         partial.write_text(json.dumps(spec.marker(), indent=1) + "\n")
+
+
+def _holds_other(root: Path) -> bool:
+    return any(path.name != LOCK for path in root.iterdir())
 
 
 def _scene_files(root: Path, split: str, city: str, index: int) -> tuple[Path, Path, Path]:

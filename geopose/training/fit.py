@@ -2,6 +2,7 @@
 leaves is a run directory with checkpoints, logs and the config itself.
 """
 
+import contextlib
 import logging
 import os
 import zlib
@@ -43,7 +44,8 @@ from geopose.training.initial_weights import WEIGHTS_KEYS, apply_initial_weights
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.precision import Precision
 from geopose.training.resume.fits import check_driver, check_fits
-from geopose.training.resume.position import STATE
+from geopose.training.resume.ownership import Ownership
+from geopose.training.resume.position import LAST, STATE
 from geopose.training.resume.run_files import rewind
 from geopose.training.runner import GeoposeRunner, RunParts, build_engine
 from geopose.training.start import LAUNCH_FILE, Start, abandon, choose_start, launch_name
@@ -183,17 +185,22 @@ def _check_same_data(start: Start, loaders: Mapping[str, Any]) -> None:
         )
 
 
-def _make_run_directory(start: Start) -> None:
+def _make_run_directory(start: Start, owner: Ownership) -> None:
     """Makes it on rank 0, with the whole config in it; a resumed one goes back to its checkpoint.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or another training has begun in it meanwhile.
     """
     if not is_main():
         return
     run_dir = start.run_dir
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        owner.take(run_dir)
+        if start.payload is None and (_first_folder(start.cfg, run_dir) / LAST).is_file():
+            raise InputError(
+                f"experiment: another run has begun in {run_dir}; give another experiment=DIR"
+            )
         if (run_dir / LAUNCH_FILE).is_file():  # ours: what is there may be cut back
             rewind(run_dir, start.payload[STATE]["files"] if start.payload else {})
         (run_dir / LAUNCH_FILE).write_text(launch_name(), encoding="utf-8")
@@ -224,14 +231,15 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
     device = init_from_env()
     if device.type == "cpu":
         keep_freed_memory()
-    with StopSignal() as signals:
-        start = choose_start(together(lambda: _checked(_plain(config))), overrides)
+    owner = Ownership()
+    with StopSignal() as signals, contextlib.closing(owner):
+        start = choose_start(together(lambda: _checked(_plain(config))), overrides, owner)
         start = replace(start, cfg=together(lambda: _checked(start.cfg)))
         _apply_switches(start.cfg)
         if _is_finished(start):
             logger.info("%s: finished already; nothing to do", start.run_dir)
         else:
-            parts = _prepare(start, device)
+            parts = _prepare(start, device, owner)
             _announce(start, parts, device)
             try:
                 _run(parts, signals)
@@ -253,14 +261,15 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return cfg
 
 
-def _prepare(start: Start, device: torch.device) -> RunParts:
+def _prepare(start: Start, device: torch.device, owner: Ownership) -> RunParts:
     try:
         parts = together(lambda: _assemble(start, device))
     except GeoposeError:
+        owner.close()
         if is_main() and not start.cfg["experiment"] and start.payload is None:
             abandon(start.run_dir)
         raise
-    together(lambda: _make_run_directory(start))
+    together(lambda: _make_run_directory(start, owner))
     return parts
 
 

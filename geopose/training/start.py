@@ -23,6 +23,7 @@ from geopose.errors import InputError, one_line
 from geopose.models.build import model_slug
 from geopose.models.legacy import current_model_config
 from geopose.training.resume.form import check_form
+from geopose.training.resume.ownership import Ownership
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
 
 logger = logging.getLogger(__name__)
@@ -54,19 +55,30 @@ class Start:
     source: Path | None = None
 
 
-def choose_start(cfg: dict[str, Any], overrides: Sequence[str] | None) -> Start:
+def choose_start(
+    cfg: dict[str, Any], overrides: Sequence[str] | None, owner: Ownership | None = None
+) -> Start:
     """Finds out what this command is to do. All ranks call it together.
 
     Args:
         cfg: the composed config.
         overrides: the user's arguments (`key=value`); keys that are not among them follow the run
             that is resumed. None = every key counts as set by the user.
+        owner: takes the run directory, if it is there, before anything in it is read.
 
     Raises:
-        InputError: a run is there that differs or must not be resumed, or there is none.
+        InputError: a run is there that differs, must not be resumed, or is going on; or there is
+            none.
     """
     named = together(lambda: str(_run_dir(cfg)) if is_main() else "")
     run_dir = Path(broadcast_object(named))
+
+    def take() -> None:
+        if owner is not None and run_dir.is_dir():
+            with contextlib.suppress(OSError):  # of a finished run nothing but reading is wanted
+                owner.take(run_dir)
+
+    together(take)
     return together(lambda: _start_in(run_dir, cfg, overrides))
 
 
