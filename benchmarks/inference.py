@@ -1,10 +1,10 @@
 """Inference against the plain loop: seconds per image, memory, differences, share of the peak.
 
     python -m benchmarks.inference [--models b7_unet b6_rdtsc_unet] [--size 2048] [--images 1]
-        [--tta null d4] [--cases eager:fp32 eager:bf16] [--repeats 3] [--checkpoint FILE]
+        [--tta null d4] [--cases torch:fp32 openvino:fp32] [--repeats 3] [--checkpoint FILE]
 
-The plain loop reads an image, shows it to the network as loaded (eager, fp32, contiguous, one view
-at a time), writes the files, and goes on to the next. Each case is a whole run of submit.py on the
+The plain loop reads an image, shows it to the network as loaded (fp32, contiguous, one view at a
+time), writes the files, and goes on to the next. Each case is a whole run of submit.py on the
 same images; seconds count from the first image to the last file, compiling included where a case
 does it, loading of models (and their conversion, where a backend wants one) not. All take turns,
 each in a process of its own; the median of the repeats counts. Without --checkpoint the networks
@@ -41,6 +41,7 @@ from geopose.data.heights import read_agl_cm
 from geopose.data.layouts.splits import read_split
 from geopose.data.rgb import read_rgb
 from geopose.distributed import local_device
+from geopose.inference.engines.openvino_engine import has_openvino
 from geopose.inference.predict.ensemble import Member
 from geopose.inference.predict.tta import Tta
 from geopose.output.writer import to_centimetres, write_prediction
@@ -79,6 +80,7 @@ def calibrated_checkpoint(path: Path, name: str) -> Path:
     model = load_model(path).model
     head: nn.Module = model.agl_head  # type: ignore[assignment]
     branches = [getattr(head, part) for part in ("height", "magnitude")]
+    factor = getattr(head, "output_gain", 1.0)
     last = [branch.conv3 if hasattr(branch, "conv3") else branch[-1] for branch in branches]
     image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     for conv in last:
@@ -87,9 +89,9 @@ def calibrated_checkpoint(path: Path, name: str) -> Path:
         with torch.inference_mode():
             model(image, torch.tensor([[0.5]]))
         hook.remove()
-        mean, gain = seen[0].mean(), 10.0 / seen[0].std()
+        mean, gain = seen[0].mean(), 10.0 / factor / seen[0].std()
         conv.weight.data *= gain
-        conv.bias.data = 20.0 + gain * (conv.bias.data - mean)
+        conv.bias.data = 20.0 / factor + gain * (conv.bias.data - mean)
     payload["model_state_dict"] = model.state_dict()
     save_checkpoint(path, payload)
     return path
@@ -100,7 +102,7 @@ def plain_loop(checkpoint: Path, data: Path, tta: str, out: Path) -> None:
     device = local_device()
     allow_tf32(False)
     model = load_model(checkpoint)
-    member = Member(model, memory_format=torch.contiguous_format).to(device)
+    member = Member(model).to(device)
     views = Tta.from_name(None if tta == "null" else tta)
     (out / "submission").mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -129,7 +131,6 @@ def run_case(case: Case, checkpoint: Path, data: Path, folder: Path) -> None:
     if case.name == PLAIN:
         arguments = ["-m", "benchmarks.inference", "--plain"]
         arguments += [str(checkpoint), str(data), case.tta, str(case.out)]
-        settings["THP_MEM_ALLOC_ENABLE"] = "0"  # torch's own default
     else:
         config = folder / "config.yaml"
         models = {"ensemble": {"models": [str(checkpoint)]}, "submission_dir": str(case.out)}
@@ -202,6 +203,15 @@ def rows(cases: list[Case], model: str, size: int, images: int) -> list[str]:
     return lines
 
 
+def all_cases() -> list[str]:
+    """What this machine can do, as BACKEND:PRECISION."""
+    if torch.cuda.is_available():
+        return ["torch:fp32", "torch:tf32", "torch:bf16", "torch:fp16", "compile:bf16"]
+    backends = ["torch", "openvino"] if has_openvino() else ["torch"]
+    precisions = ["fp32", "bf16"] if has_native_bf16(local_device()) else ["fp32"]
+    return [f"{backend}:{precision}" for precision in precisions for backend in backends]
+
+
 HEAD = (
     "| model | views | run | s per image (runs) | times faster | peak memory, GB | "
     "largest difference, cm | R2 | share of the peak |\n|---|---|---|---|---|---|---|---|---|"
@@ -221,12 +231,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, help="side of the images")
     parser.add_argument("--images", type=int, default=20 if gpu else 1)
     parser.add_argument("--tta", nargs="+", default=["d4"] if gpu else ["null"])
-    cases = ["eager:fp32"]
-    if gpu:
-        cases += ["eager:tf32", "eager:bf16", "eager:fp16", "compile:bf16"]
-    elif has_native_bf16(local_device()):
-        cases += ["eager:bf16", "openvino:bf16"]
-    parser.add_argument("--cases", nargs="+", default=cases, metavar="BACKEND:PRECISION")
+    parser.add_argument("--cases", nargs="+", default=all_cases(), metavar="BACKEND:PRECISION")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.checkpoint and len(arguments.models) > 1:

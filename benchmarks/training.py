@@ -97,11 +97,10 @@ def run_case(case: Case) -> dict[str, float]:
     precision.adapt(model)
     criterion = build_loss(cfg["loss"])
     optimizer = build_optimizer(model, cfg["optimizer"], 1)
-    inputs = {name: batch[key] for name, key in cfg["runner"]["input_keys"].items()}
 
     def step() -> None:
         with precision.autocast():
-            outputs = model(**inputs)
+            outputs = model(image, batch[keys.INPUT_GROUND_SAMPLE_DISTANCE])
         outputs = {name: value.float() for name, value in outputs.items()}
         loss = criterion(outputs, batch)[TOTAL_KEY]
         precision.scaler.scale(loss).backward()

@@ -7,11 +7,9 @@ from geopose.system.home import ensure_home
 __version__ = "0.1.0"
 
 # These must be set before the libraries are first imported: albumentations looks up the network at
-# import, OpenCV warns at every JPEG 2000 read, and torch asks Linux for pages of 2 MB instead of
-# 4 KB for its large tensors, of which a map of 1 GB would need a quarter of a million.
+# import, OpenCV warns at every JPEG 2000 read.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # onnxruntime keeps a number for this machine and a queue of reports to its makers below the home
 # folder, and the hub's client tells its own what calls it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

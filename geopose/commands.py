@@ -41,3 +41,10 @@ def convert() -> NoReturn:
     from geopose.convert import main as command
 
     raise SystemExit(run_command(command))
+
+
+def rectify() -> NoReturn:
+    """rectify.py, geopose-rectify."""
+    from geopose.imagery.command import main as command
+
+    raise SystemExit(run_command(command))

@@ -98,6 +98,42 @@ def transform_gsd(gsd_m: float, linear: NDArray[np.floating]) -> float:
     return gsd_m / math.sqrt(abs(float(np.linalg.det(np.asarray(linear, dtype=np.float64)))))
 
 
+def flow_of_lean(
+    px_per_m: NDArray[np.floating],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scale and angle of flow by how far an image moves a point as its height grows.
+
+    Args:
+        px_per_m: d(column, row) / d(height) at fixed longitude and latitude, (..., 2). Flow leads
+            back from where the point is seen to its ground point: it is minus this vector.
+
+    Returns:
+        (scale in pixels per metre, angle in [0, 2 pi)), each of shape (...).
+    """
+    flow = -np.asarray(px_per_m, dtype=np.float64)
+    return np.hypot(flow[..., 0], flow[..., 1]), np.asarray(vector_to_angle(flow), np.float64)
+
+
+def flow_of_sensor(
+    azimuth_rad: float, incidence_rad: float, px_per_ground_m: NDArray[np.floating]
+) -> tuple[float, float]:
+    """Scale and angle of flow in an image that lies on the map, by where its sensor stood.
+
+    A point at height h is mapped h tan(incidence) away from the sensor, so flow leads towards it.
+    North up, that is angle = pi - azimuth and scale = tan(incidence) / gsd.
+
+    Args:
+        azimuth_rad: of the sensor as seen from the ground, from the map's north over east.
+        incidence_rad: of the line of sight at the ground, from the vertical, in [0, pi/2).
+        px_per_ground_m: 2 x 2, d(column, row) / d(east, north) in pixels per metre.
+
+    Returns:
+        (scale in pixels per metre, angle in [0, 2 pi)).
+    """
+    # On a "map" of one metre per pixel, x east and y north, that direction has this angle:
+    return transform_scale_angle(math.tan(incidence_rad), azimuth_rad, px_per_ground_m)
+
+
 @dataclass(frozen=True)
 class Symmetry:
     """One of the eight symmetries of the square, as transposition followed by two flips.

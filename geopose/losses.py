@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from geopose.construct import as_mapping, check_keys, construct
 from geopose.errors import InputError
+from geopose.schema.numbers import is_number
+from geopose.schema.old_keys import without_old_keys
 
 TOTAL_KEY = "loss"
 
@@ -243,17 +245,15 @@ def build_loss(config: Any) -> LossSum:
     """The loss that a `configs/loss` mapping describes.
 
     Args:
-        config: `{aggregation: sum, losses: {NAME: {loss: {_target_, ...}, target_key, output_key,
-            weight (default 1)}}}`, plain or OmegaConf; a NAME with null is left out. Published
-            configs have a list of terms instead, each with its name as `prefix`.
+        config: `{losses: {NAME: {loss: {_target_, ...}, target_key, output_key, weight (default
+            1)}}}`, plain or OmegaConf; a NAME with null is left out. Published configs have a list
+            of terms instead, each with its name as `prefix`.
 
     Raises:
         InputError: unknown key, loss that is not allowed, repeated name, no terms.
     """
-    config = as_mapping(config, "loss")
-    check_keys(config, {"aggregation", "losses"}, {"losses"}, "loss")
-    if config.get("aggregation", "sum") != "sum":
-        raise InputError(f"loss.aggregation: only 'sum' is known, got {config['aggregation']!r}")
+    config = without_old_keys({"loss": as_mapping(config, "loss")})["loss"]
+    check_keys(config, {"losses"}, {"losses"}, "loss")
     terms = [_build_term(term, where) for where, term in _terms(config["losses"])]
     prefixes = [term[0] for term in terms]
     for prefix in prefixes:
@@ -284,7 +284,7 @@ def _build_term(term: Any, where: str) -> tuple[str, nn.Module, str, str, float]
     term = as_mapping(term, where)
     check_keys(term, _TERM_KEYS, _TERM_KEYS - {"weight"}, where)
     weight = term.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0.0:
+    if not is_number(weight) or not weight >= 0.0:
         raise InputError(f"{where}.weight: expected a number >= 0, got {weight!r}")
     loss = construct(term["loss"], LOSSES, f"{where}.loss")
     names = (str(term["prefix"]), loss, str(term["output_key"]), str(term["target_key"]))

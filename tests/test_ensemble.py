@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from geopose import keys
-from geopose.checkpoints.load import LoadedModel
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import normalize_image
 from geopose.errors import InputError
 from geopose.inference.predict.ensemble import Member, PoseEnsemble

@@ -159,9 +159,12 @@ def test_weights_alone_predict_with_a_model_beside_them(
         ({"checkpoint": "bare.pth", "model": "Y", "downsample": 2}, "downsample is 2 beside model"),
         ({"checkpoint": "bare.pth", "model": "none.yaml"}, r"none\.yaml: no such model YAML"),
         ({"checkpoint": "bare.pth", "model": "W"}, r"wrong\.yaml: .*unknown key 'neck'"),
-        ({"checkpoint": "bare.pth", "model": ["a"]}, "must name a model YAML"),
+        ({"checkpoint": "bare.pth", "model": ["a"]}, "must be a model YAML"),
         ({"checkpoint": "bare.pth", "channel_order": "rgb"}, "channel_order goes with it"),
-        ({"checkpoint": "bare.pth", "model": "Y", "channel_order": "grb"}, "'grb'"),
+        (
+            {"checkpoint": "bare.pth", "model": "Y", "channel_order": "grb"},
+            "channel_order=grb: must be one of rgb, bgr",
+        ),
     ],
 )
 def test_ambiguous_weights_are_refused_by_name(

@@ -11,13 +11,13 @@ import torch
 from geopose import keys
 from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
-from geopose.errors import InputError, RunError
+from geopose.errors import RunError
 from geopose.inference.command import submit
 from geopose.inference.engines import backends, openvino_engine
-from geopose.inference.engines.backends import prepare, resolve_backend, takes
+from geopose.inference.engines.backends import prepare
 from geopose.inference.engines.openvino_engine import OpenVinoNetwork, has_openvino
 from geopose.inference.engines.precision import resolve_precision
-from tests.test_simplify import VARIANTS, answers, network
+from tests.tiny_networks import VARIANTS, answers, network
 from tests.tiny_run import ROOT, SIZES, write_checkpoint, write_config, write_split
 
 CPU = torch.device("cpu")
@@ -51,7 +51,6 @@ def test_the_same_answers(name):
 def test_bfloat16_keeps_the_digits_of_results(name):
     model = network(name)
     found_by = prepare(model, "openvino", "bf16")
-    assert takes(found_by, "bf16") == torch.float32
     expected, found = answers(model, 1, 3, 64, 64), answers(found_by, 1, 3, 64, 64)
     for key in (keys.OUTPUT_AGL_MASK, keys.OUTPUT_VFLOW_DIRECTION):
         values = found[key][found[key] != 0]
@@ -132,22 +131,19 @@ def test_one_compiled_network_at_a_time_has_memory_for_its_maps(monkeypatch):
     log: list[str] = []
     monkeypatch.setattr(OpenVinoNetwork, "_working", None)
     networks = {name: OpenVinoNetwork(network("published b6"), "fp32") for name in "ab"}
-    small, large = torch.Size([1, 3, 64, 64]), torch.Size([1, 3, 64, 96])
     for name, one in networks.items():
-        for size in (small, large):
-            one._requests[size] = Turns(f"{name}{size[3]}", log)
-    turns = [("a", small), ("a", small), ("a", large), ("b", large), ("b", large), ("a", large)]
-    for name, size in turns:
-        networks[name]._take_turn(size)
+        one._request = Turns(name, log)
+    for name in "aabba":
+        networks[name]._take_turn()
         log.append("|")
-    assert "".join(log) == "||a64|a96||b96|"
+    assert "".join(log) == "||a||b|"
 
 
 @needs_openvino
 def test_members_of_an_ensemble_take_turns():
     models = [network("published b6", seed) for seed in range(2)]
     networks = [OpenVinoNetwork(model, "fp32") for model in models]
-    sizes = [(1, 3, 64, 64), (1, 3, 64, 96), (1, 3, 32, 32), (1, 3, 96, 64)]  # one more than kept
+    sizes = [(1, 3, 64, 64), (1, 3, 64, 96), (1, 3, 32, 32), (1, 3, 96, 64)]
     for _ in range(2):
         for size in sizes:
             for one, model in zip(networks, models, strict=True):
@@ -170,7 +166,7 @@ def test_what_openvino_does_not_know_runs_without_it(monkeypatch, caplog):
     found, expected = answers(prepared, 1, 3, 64, 64)[key], answers(model, 1, 3, 64, 64)[key]
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     # In bf16 another engine would round at other places than the manifest says.
-    with pytest.raises(RunError, match=r"no such operation.*use inference.backend=eager"):
+    with pytest.raises(RunError, match=r"no such operation.*use inference.backend=torch"):
         prepare(model, "openvino", "bf16")
 
 
@@ -188,23 +184,10 @@ def test_a_graph_that_answers_differently_is_not_used(tmp_path, monkeypatch, cap
 def test_a_failure_at_an_image_says_what_to_do(monkeypatch):
     network_ = OpenVinoNetwork(network("published b6"), "fp32")
     monkeypatch.setattr(
-        network_, "_for_size", lambda *_: (_ for _ in ()).throw(RuntimeError("std::bad_alloc"))
+        network_, "_take_turn", lambda: (_ for _ in ()).throw(RuntimeError("std::bad_alloc"))
     )
-    with pytest.raises(RunError, match=r"1 x 3 x 64 x 64 \(std::bad_alloc\).*backend=eager"):
+    with pytest.raises(RunError, match=r"1 x 3 x 64 x 64 \(std::bad_alloc\).*backend=torch"):
         answers(network_, 1, 3, 64, 64)
-
-
-def test_backends_by_device(monkeypatch):
-    gpu = torch.device("cuda")
-    assert resolve_backend("auto", CPU, 10**6) == "eager"
-    assert [resolve_backend("auto", gpu, runs) for runs in (1, 10**6)] == ["eager", "compile"]
-    assert resolve_backend("compile", CPU, 1) == "compile"
-    for installed in (True, False):
-        monkeypatch.setattr(backends, "has_openvino", lambda: installed)  # noqa: B023
-        with pytest.raises(InputError, match="openvino computes on a CPU"):
-            resolve_backend("openvino", gpu, 1)
-    with pytest.raises(InputError, match="pip install openvino"):
-        resolve_backend("openvino", CPU, 1)
 
 
 @needs_openvino
@@ -220,20 +203,24 @@ def test_nothing_is_reported_to_anyone():
 
 
 @needs_openvino
-def test_a_run_by_openvino_writes_what_torch_writes(tmp_path, caplog):
+def test_a_run_by_openvino_writes_what_torch_writes(tmp_path, monkeypatch, caplog):
     write_split(tmp_path / "data")
     models = [write_checkpoint(tmp_path / f"{seed}.pth", seed=seed) for seed in (1, 2)]
+    monkeypatch.setattr(backends, "LEAST_PIXELS_TO_CONVERT", 1)  # so that auto is OpenVINO
     written = {}
-    for backend in ("eager", "openvino"):
+    for backend in ("torch", "auto"):
         (tmp_path / backend).mkdir()
         config = write_config(tmp_path / backend / "c.yaml", models, backend=backend)
         arguments = ["--data-dir", str(tmp_path / "data"), "ensemble.tta=flips"]
-        assert run_command(submit, [str(config), *arguments]) == 0
+        with caplog.at_level(logging.INFO):
+            assert run_command(submit, [str(config), *arguments]) == 0
+        count = {"torch": 0, "auto": 2}[backend]
+        assert caplog.text.count("converting a network for OpenVINO") == count
         files = sorted((tmp_path / backend / "out/submission").glob("*_AGL.tif"))
         written[backend] = [read_agl_m(file) for file in files]
     assert "going on without it" not in caplog.text
-    assert len(written["eager"]) == len(SIZES)
-    for expected, found in zip(written["eager"], written["openvino"], strict=True):
+    assert len(written["torch"]) == len(SIZES)
+    for expected, found in zip(written["torch"], written["auto"], strict=True):
         np.testing.assert_allclose(found, expected, atol=0.0101)
 
 
@@ -244,8 +231,8 @@ def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, caplog
     config = write_config(tmp_path / "c.yaml", [write_checkpoint(tmp_path / "a.pth")])
     arguments = [str(config), "--data-dir", str(tmp_path / "data"), "inference.precision=bf16"]
     with caplog.at_level(logging.INFO):
-        assert run_command(submit, arguments) == 0
-        assert run_command(submit, [*arguments, "inference.backend=openvino"]) == 0
+        assert run_command(submit, [*arguments, "inference.backend=torch"]) == 0
+        assert run_command(submit, arguments) == 0  # auto: OpenVINO
     assert "made with other settings (engine torch -> openvino)" in caplog.text
     assert "bf16 by openvino, 1 process" in caplog.text
 
@@ -253,7 +240,7 @@ def test_predictions_of_two_engines_in_16_bits_share_no_archive(tmp_path, caplog
 SIGNAL = """
 import gc, signal
 from geopose.inference.engines.openvino_engine import OpenVinoNetwork
-from tests.test_simplify import answers, network
+from tests.tiny_networks import answers, network
 for seed in range(3):
     answers(OpenVinoNetwork(network("published b6", seed), "bf16"), 1, 3, 64, 64)
     gc.collect()

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,6 +212,31 @@ def test_simple_warms_up_and_steps_twice() -> None:
 
 def test_disabled_never_moves() -> None:
     assert set(rates("disabled")) == {1e-3}
+
+
+def test_a_schedule_goes_on_from_its_own_state_and_from_that_of_torchs_kind() -> None:
+    """Older checkpoints hold the state of a LambdaLR."""
+    cfg = {"name": "flat_cos", "flat": 0.0, "min_lr": 1e-5}
+
+    def optimizer() -> torch.optim.Optimizer:
+        return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
+
+    def schedule(driven: torch.optim.Optimizer) -> Any:
+        return build_scheduler(driven, cfg, lambda step: step / 10, 1e-3, "max")
+
+    whole = schedule(first := optimizer())
+    older = torch.optim.lr_scheduler.LambdaLR(other := optimizer(), lambda step: 1.0)
+    for _ in range(4):
+        whole.step()
+        other.step()
+        older.step()
+    states = [whole.state_dict(), older.state_dict()]
+    whole.step()
+    for state in states:
+        resumed = schedule(second := optimizer())
+        resumed.load_state_dict(state)
+        resumed.step()
+        assert second.param_groups[0]["lr"] == first.param_groups[0]["lr"] < 1e-3
 
 
 def test_plateau_halves_after_its_patience() -> None:

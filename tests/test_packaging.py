@@ -26,6 +26,7 @@ SCRIPTS = {
     "geopose-submit-ddp": "submit_ddp.py",
     "geopose-evaluate": "evaluate.py",
     "geopose-convert": "convert_j2k.py",
+    "geopose-rectify": "rectify.py",
 }
 
 
@@ -94,7 +95,9 @@ def test_commands_and_scripts_are_the_same(command: str) -> None:
     assert set(PROJECT["project"]["scripts"]) == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("function", ["train", "submit", "submit_ddp", "evaluate", "convert"])
+@pytest.mark.parametrize(
+    "function", ["train", "submit", "submit_ddp", "evaluate", "convert", "rectify"]
+)
 def test_commands_work_outside_of_the_repository(tmp_path: Path, function: str) -> None:
     program = f"from geopose.commands import {function}; {function}()"
     done = subprocess.run(

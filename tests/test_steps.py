@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -182,6 +183,40 @@ def test_a_step_that_is_no_number_is_skipped_on_all_ranks_and_counted(
     assert (row["epoch"], row["step"]) == ("1", "2")
     assert len(row["images"].split()) == 2  # of both ranks
     assert "1 steps skipped" in log.read_text()
+
+
+@pytest.mark.parametrize(("precision", "what"), [("fp16", "gradient"), ("fp32", "loss")])
+def test_the_schedule_goes_past_a_skipped_first_update(
+    sample_dir: Path, tmp_path: Path, precision: str, what: str
+) -> None:
+    """No rate is lost to the updates that follow: theirs are those of a run that skips nothing."""
+    log, rates = tmp_path / "log", tmp_path / "rates"
+    more = ("scheduler=flat_cos", "scheduler.flat=0", "batch_size=1", "train.epochs=1")
+    arguments = tiny_overrides(
+        sample_dir, tmp_path / "run", *more, f"optimizer.precision={precision}"
+    )
+
+    def prepare(rank: int) -> None:
+        _spoil({1}, what)(rank)
+        warnings.simplefilter("error", UserWarning)
+        update = OptimizerCallback._update
+
+        def noted(self: OptimizerCallback, runner: Any) -> None:
+            with rates.open("a") as file:
+                file.write(f"{runner.optimizer.param_groups[0]['lr']}\n")
+            update(self, runner)
+
+        OptimizerCallback._update = noted  # type: ignore[method-assign]
+
+    assert run_forked(arguments, prepare, log=log) == [0], log.read_text()
+    used = [float(rate) for rate in rates.read_text().split()]
+    share = [number / len(used) for number in range(len(used))]
+    low, high = 5e-6, 1e-3
+    wanted = [low + (high - low) * 0.5 * (1 + math.cos(math.pi * done)) for done in share]
+    assert used == pytest.approx(wanted)
+    assert "step 1 skipped" in log.read_text()
+    state = load_checkpoint(tmp_path / "run" / FOLDER / "last.pth")
+    assert state["optimizer_state_dict"]["param_groups"][0]["lr"] == pytest.approx(low)
 
 
 def test_too_many_bad_steps_end_the_run_with_their_images(sample_dir: Path, tmp_path: Path) -> None:

@@ -192,6 +192,9 @@ def test_a_run_is_never_overwritten(run_dir: Path, sample_dir: Path) -> None:
         ("runner.checkpoints=[]", "checkpoints"),
         ("runner.main_metric=foo", "foo"),
         ("scheduler.min_lr=x", r"scheduler\.min_lr"),
+        ("train.show=maybe", r"train\.show=maybe: must be true or false"),
+        ("seed=null", r"seed=null: must be a whole number from 0"),
+        ("runner.checkpoints=[{name: a}]", r"runner\.checkpoints\[0\]\.metric is not set"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(
@@ -253,6 +256,8 @@ def test_an_error_of_all_processes_is_said_once(sample_dir: Path, tmp_path: Path
         (["train.epoch=3"], "epoch"),
         (["train=null"], "train"),
         (["model=b9"], "b9"),
+        (["loss.aggregation=mean"], "error: loss.aggregation=mean: this key has gone"),
+        (["+train.note=mine"], "unknown key train.note"),
         ([], "DRIVENDATA_OVERHEAD_GEOPOSE"),
     ],
 )
@@ -266,8 +271,9 @@ def test_command_line_refuses_in_few_lines_with_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_launcher_argument_of_old_is_accepted(sample_dir: Path, tmp_path: Path) -> None:
-    arguments = ["--local-rank=0", *tiny_overrides(sample_dir, tmp_path / "run", "train.epochs=1")]
+def test_arguments_of_old_are_accepted(sample_dir: Path, tmp_path: Path) -> None:
+    old = ["--local-rank=0", "loss.aggregation=sum"]
+    arguments = [*old, *tiny_overrides(sample_dir, tmp_path / "run", "train.epochs=1")]
     done = run_command_line(arguments, tmp_path, DRIVENDATA_OVERHEAD_GEOPOSE=str(sample_dir))
     assert done.returncode == 0, done.stderr
     last = load_checkpoint(tmp_path / "run" / "checkpoints_mean_r2" / "last.pth")

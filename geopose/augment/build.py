@@ -12,6 +12,7 @@ import numpy as np
 from geopose.augment.levels import LEVELS, Level
 from geopose.augment.spatial import Pixels, Sample, Scene, apply_map, draw_map
 from geopose.errors import InputError
+from geopose.schema.numbers import is_whole
 
 
 class Augmentation:
@@ -84,8 +85,7 @@ def build_augmentation(
     if level not in LEVELS:
         raise InputError(f"augmentation level is {level!r}, expected {', '.join(LEVELS)}")
     for name, value in (("crop_size", crop_size), ("downsample", downsample)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
+        if value is not None and not is_whole(value, 1):
             raise InputError(f"{name} is {value!r}, expected a whole number from 1")
     if downsample is None:
         raise InputError("downsample is None, expected a whole number from 1")

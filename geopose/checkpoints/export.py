@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.pth import ONNX, save_checkpoint
 from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
 from geopose.checkpoints.formats.safetensors_file import write_safetensors
-from geopose.checkpoints.load import LoadedModel
 from geopose.errors import InputError
 from geopose.files.lock import locked
 from geopose.files.writable import check_file_target

@@ -1,7 +1,6 @@
 """A checkpoint file (or several to average) in, a network ready for inference out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from geopose.checkpoints.formats.contents import check_network, settled
-from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, facts_of
+from geopose.checkpoints.formats.facts import downsample_of, facts_of
 from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.pth import ONNX, load_checkpoint, load_weights
 from geopose.checkpoints.weights import check_fit, current_names, load_weights_strict, mean_weights
 from geopose.errors import InputError
@@ -22,28 +22,6 @@ from geopose.system.optional import needs_extra
 _NO_DIFFERENCE = {"pretrained", "slug", "dropout_rate", "drop_path_rate"}
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A network ready for inference and what its checkpoint says about its input and output.
-
-    Attributes:
-        model: in eval mode, on the CPU, float32.
-        config: the full training config from the file.
-        channel_order: "rgb" or "bgr", the order of the planes it was trained on.
-        downsample: images are reduced by this factor before the model (1 = not).
-        scale_is_downsampled: with downsample > 1, whether scale and gsd belong to the reduced image
-            (trained here) or to the full one (published checkpoints).
-        source: file name(s), for messages.
-    """
-
-    model: nn.Module
-    config: Mapping[str, Any]
-    channel_order: str
-    downsample: int
-    scale_is_downsampled: bool
-    source: str
-
-
 def load_model(
     paths: str | Path | Sequence[str | Path], given: GivenNetwork | None = None
 ) -> LoadedModel:
@@ -53,8 +31,7 @@ def load_model(
     average, more than a small part of one file at a time.
 
     Args:
-        paths: one .pth, .safetensors or .onnx file (which onnxruntime will run), or several of the
-            first two whose weights are averaged.
+        paths: one .pth or .safetensors file, or several whose weights are averaged.
         given: the network of files that hold weights alone.
 
     Returns:
@@ -67,18 +44,7 @@ def load_model(
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     source = " + ".join(file.name for file in files) if len(files) > 1 else str(files[0])
     facts = _common_facts(files, source, given)
-    if files[0].suffix == ONNX:
-        model = _onnx_network(files[0])
-    else:
-        model = _network(files, facts, source, given)
-    return LoadedModel(
-        model,
-        facts["checkpoint_data"]["config"],
-        facts["channel_order"],
-        downsample_of(facts, source),
-        facts.get("label_downsample") == LABELS_CONVERTED,
-        source,
-    )
+    return LoadedModel.from_facts(_network(files, facts, source, given), facts, source)
 
 
 def read_facts(path: Path, given: GivenNetwork | None = None) -> dict[str, Any]:
@@ -100,13 +66,6 @@ def read_facts(path: Path, given: GivenNetwork | None = None) -> dict[str, Any]:
     facts = {**facts, "checkpoint_data": settled(facts["checkpoint_data"], path)}
     count = facts.get("parameters")
     return {**facts_of(facts, str(path)), "parameters": count if isinstance(count, int) else None}
-
-
-def _onnx_network(path: Path) -> nn.Module:
-    with needs_extra("onnx", str(path)):
-        from geopose.checkpoints.formats.onnx_file import OnnxNetwork
-
-    return OnnxNetwork(path)
 
 
 def _network(

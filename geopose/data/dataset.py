@@ -26,6 +26,7 @@ from geopose.data.rgb import open_rgb
 from geopose.data.targets import make_targets
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
+from geopose.schema.numbers import is_whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -111,7 +112,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if not is_whole(seed, 0):
             raise InputError(f"seed is {seed!r}, expected a whole number from 0")
         if augmentation is not None and not has_targets:
             raise ValueError("an augmentation changes scale and gsd: it needs the targets")

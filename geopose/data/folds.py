@@ -12,6 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from geopose.data.layout import ImageRecord
 from geopose.errors import InputError
+from geopose.schema.numbers import is_whole
 
 NUM_FOLDS = 10
 FOLD_SEED = 42
@@ -61,7 +62,7 @@ def _by_city(records: Sequence[ImageRecord], fold: int) -> Split:
 
 
 def _stratified(records: Sequence[ImageRecord], fold: int, num_folds: int) -> Split:
-    if isinstance(num_folds, bool) or not isinstance(num_folds, int) or num_folds < 2:
+    if not is_whole(num_folds, 2):
         raise InputError(f"dataset.num_folds is {num_folds!r}, expected a whole number from 2")
     _check_fold(fold, num_folds, f"{num_folds} folds")
     cities = [record.city for record in records]
@@ -79,5 +80,5 @@ def _stratified(records: Sequence[ImageRecord], fold: int, num_folds: int) -> Sp
 
 
 def _check_fold(fold: int, count: int, what: str) -> None:
-    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < count:
+    if not is_whole(fold, 0, count - 1):
         raise InputError(f"dataset.fold is {fold!r}, expected 0 to {count - 1} ({what})")

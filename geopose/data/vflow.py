@@ -12,6 +12,7 @@ from geopose.data.heights import CM_PER_M
 from geopose.errors import InputError, StorageError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.geometry import wrap_angle
+from geopose.schema.numbers import is_number
 
 
 def read_vflow(path: Path | str) -> tuple[float, float]:
@@ -56,7 +57,7 @@ def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> No
 
 def _number(path: Path, content: dict, key: str) -> float:
     value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise InputError(f"{path}: {key!r} is {one_line(value, 120)}, expected a number")
     try:
         number = float(value)

@@ -31,8 +31,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         RunError: the file cannot be written.
     """
     path = Path(path)
-    token = f"{_HOST}{os.getpid():x}-{secrets.token_hex(4)}"
-    partial = path.with_name(f".{path.stem}{_PARTIAL}{token}{path.suffix}")
+    partial = _hidden(path)
     try:
         yield partial
         partial.replace(path)
@@ -40,6 +39,21 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_path(path: Path | str) -> Iterator[Path]:
+    """Gives a hidden path in the folder of `path` for work on the way; removed in the end."""
+    scratch = _hidden(Path(path))
+    try:
+        yield scratch
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _hidden(path: Path) -> Path:
+    token = f"{_HOST}{os.getpid():x}-{secrets.token_hex(4)}"  # tells who may still be writing
+    return path.with_name(f".{path.stem}{_PARTIAL}{token}{path.suffix}")
 
 
 def partial_files(folder: Path, suffix: str) -> list[Path]:

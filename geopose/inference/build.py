@@ -4,39 +4,56 @@ from dataclasses import replace
 
 import torch
 
-from geopose.checkpoints.load import LoadedModel, load_model
+from geopose.checkpoints.formats.loaded import LoadedModel
+from geopose.checkpoints.formats.pth import ONNX
+from geopose.checkpoints.load import load_model
 from geopose.inference.config import InferenceConfig, ModelEntry
-from geopose.inference.engines.backends import OPENVINO, prepare, resolve_backend, takes
+from geopose.inference.engines.backends import OPENVINO, TORCH, prepare, resolve_backend
 from geopose.inference.engines.precision import BF16, FP32, resolve_precision
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
 from geopose.system.devices import allow_tf32
 from geopose.system.memory import keep_freed_memory
+from geopose.system.optional import needs_extra
 
 
 def load_entry(entry: ModelEntry) -> LoadedModel:
     """The model of one entry of `ensemble.models`; InputError if its files cannot be used."""
-    loaded = load_model(entry.files, entry.network)
+    loaded = _load(entry)
     return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
 
 
-def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 1) -> PoseEnsemble:
+def _load(entry: ModelEntry) -> LoadedModel:
+    first, *others = entry.files
+    if first.suffix != ONNX or others:
+        return load_model(entry.files, entry.network)
+    with needs_extra("onnx", str(first)):  # here, as it takes a second and is rarely needed
+        from geopose.inference.engines.onnx_engine import load_onnx
+    return load_onnx(first, entry.network)
+
+
+def build_ensemble(
+    config: InferenceConfig, device: torch.device, images: int = 1, pixels: int = 0
+) -> PoseEnsemble:
     """The predictor of a config, ready on the device.
 
     Args:
         config: models, views, backend, precision.
         device: where the networks run.
         images: that this process will predict; a few are not worth compiling for.
+        pixels: of all these images together; a few are not worth converting for.
 
     Raises:
         InputError: a checkpoint that cannot be used.
     """
     tta = Tta.from_name(config.tta)
     precision = resolve_precision(config.precision, device)
-    runs = images * len(config.models) * len(tta.views)
-    backend = resolve_backend(config.backend, device, runs)
+    views = len(tta.views)
+    runs = images * len(config.models) * views
+    backend = resolve_backend(config.backend, device, precision, runs, pixels * views)
     if device.type == "cpu":
-        keep_freed_memory()
+        if backend != OPENVINO:  # which keeps its own, and gives it back when it should
+            keep_freed_memory()
     else:
         allow_tf32(precision != FP32)
         torch.backends.cudnn.benchmark = True  # few sizes, many images: the search for kernels pays
@@ -46,23 +63,21 @@ def build_ensemble(config: InferenceConfig, device: torch.device, images: int = 
 
 def _member(entry: ModelEntry, backend: str, precision: str) -> Member:
     loaded = load_entry(entry)
-    model = prepare(loaded.model, backend, precision)
-    return Member(replace(loaded, model=model), takes(model, precision))
+    return Member(replace(loaded, model=prepare(loaded.model, backend, precision)))
 
 
 def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
     """How a config computes on a device, models and views apart; short words.
 
     Predictions of unequal numerics never share an archive, so whatever changes a prediction by more
-    than rounding belongs here, as it is after defaults are resolved. Eager and compiled networks do
-    the same but for the order of sums, and in 16 bits for digits that compiled ones keep; OpenVINO
-    rounds to bf16 at other places.
+    than rounding belongs here, as it is after defaults are resolved. Engines do the same but for
+    the order of sums; but OpenVINO rounds to bf16 at other places than torch, compiled or not.
 
     Raises:
         InputError: a backend that this machine does not have.
     """
     precision = resolve_precision(config.precision, device)
-    backend = resolve_backend(config.backend, device, runs=1)
+    backend = resolve_backend(config.backend, device, precision)
     if precision == BF16 and device.type == "cpu":
-        return {"precision": precision, "engine": OPENVINO if backend == OPENVINO else "torch"}
+        return {"precision": precision, "engine": OPENVINO if backend == OPENVINO else TORCH}
     return {"precision": precision}

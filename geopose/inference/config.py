@@ -1,7 +1,7 @@
 """Reads and checks inference configs: YAML and `key=value` arguments in, plain values out."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,60 @@ from geopose.checkpoints.formats.given import GivenNetwork, read_network
 from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
 from geopose.files.yaml_file import load_yaml
-from geopose.inference.engines.backends import check_backend
-from geopose.inference.engines.precision import check_precision
-from geopose.inference.predict.ensemble import TTA_PER_MODEL, check_tta_mode
+from geopose.inference.engines.backends import BACKENDS, OLD_NAMES
+from geopose.inference.engines.precision import PRECISIONS
+from geopose.inference.predict.ensemble import TTA_MODES, TTA_PER_MODEL
 from geopose.inference.predict.tta import Tta
+from geopose.schema.check import checked, key, section
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
-_SECTIONS: dict[str, set[str]] = {
-    "": {"ensemble", "inference", "submission_dir"},
-    "ensemble": {"tta", "tta_mode", "models"},
-    "inference": {"batch_size", "num_workers", "backend", "precision", "fp16"},
-}
 _Config = DictConfig | ListConfig
-_MODEL_KEYS = {
-    "checkpoint", "sha256", "average_checkpoints", "downsample", "model", "channel_order",
-}  # fmt: skip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class _Ensemble:
+    models: list[Any] = key(least=1, meaning="a list of at least one checkpoint")
+    tta: str | None = key(None)
+    tta_mode: str = key(TTA_PER_MODEL, choices=TTA_MODES)
+
+
+@dataclass
+class _Inference:
+    batch_size: int = key(1, least=1)
+    num_workers: int = key(2, least=0)
+    backend: str = key("auto", choices=BACKENDS)
+    precision: str | None = key(None, choices=PRECISIONS)
+    fp16: bool = key(False)  # how published configs spell precision: fp16
+
+
+@dataclass
+class _File:
+    """What an inference config holds."""
+
+    ensemble: _Ensemble = section(_Ensemble)
+    inference: _Inference = section(_Inference)
+    submission_dir: str = key(meaning="a folder for the predictions")
+
+
+@dataclass
+class _Model:
+    """An entry of `ensemble.models` that is more than a path or URL."""
+
+    checkpoint: str | None = key(None)
+    sha256: str | None = key(None)
+    average_checkpoints: list[Any] | None = key(None, least=1, meaning="paths or URLs")
+    downsample: int | None = key(None, least=1)
+    model: str | None = key(None, meaning="a model YAML, such as configs/model/b7_unet.yaml")
+    channel_order: str | None = key(None, choices=("rgb", "bgr"))
+
+
+@dataclass
+class _Pinned:
+    """A file with the hash that it must have."""
+
+    checkpoint: str = key(meaning="a path or URL")
+    sha256: str | None = key(None)
 
 
 @dataclass(frozen=True)
@@ -101,75 +139,66 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
         InputError: missing or unreadable file, unknown key, wrong value, missing checkpoint.
     """
     raw = _read(path, overrides)
-    sections = {name: _section(raw, name, path) for name in _SECTIONS}
-    ensemble, inference = sections["ensemble"], sections["inference"]
-    models = ensemble.get("models")
-    if not isinstance(models, Sequence) or isinstance(models, str) or not models:
-        raise InputError(f"{path}: ensemble.models must list at least one checkpoint")
-    tta_mode = ensemble.get("tta_mode", TTA_PER_MODEL)
-    tta = ensemble.get("tta")
     try:
-        check_tta_mode(tta_mode)
-        Tta.from_name(tta)
+        return _config(path, checked(_File, _in_current_words(raw)))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    submission_dir = raw.get("submission_dir")
-    if submission_dir in (None, ""):
-        raise InputError(f"{path}: submission_dir is not set; give a folder for the predictions")
+
+
+def _in_current_words(raw: Any) -> Any:
+    """A config with today's name of its backend."""
+    inference = raw.get("inference") if isinstance(raw, Mapping) else None
+    if not isinstance(inference, Mapping) or inference.get("backend") not in list(OLD_NAMES):
+        return raw
+    return {**raw, "inference": {**inference, "backend": OLD_NAMES[inference["backend"]]}}
+
+
+def _config(path: Path, content: Mapping[str, Any]) -> InferenceConfig:
+    ensemble, inference = content["ensemble"], content["inference"]
+    Tta.from_name(ensemble["tta"])
+    if not content["submission_dir"]:
+        raise InputError("submission_dir is not set; give a folder for the predictions")
     return InferenceConfig(
         source=path,
-        models=tuple(_model_entry(entry, path) for entry in models),
-        submission_dir=Path(str(submission_dir)).expanduser(),
-        tta=tta,
-        tta_mode=tta_mode,
-        batch_size=_whole(inference, "batch_size", 1, 1, path),
-        num_workers=_whole(inference, "num_workers", 2, 0, path),
-        backend=_checked(inference.get("backend", "auto"), check_backend, path),
-        precision=_precision(inference, path),
+        models=tuple(
+            _model_entry(entry, f"ensemble.models[{number}]")
+            for number, entry in enumerate(ensemble["models"])
+        ),
+        submission_dir=Path(content["submission_dir"]).expanduser(),
+        tta=ensemble["tta"],
+        tta_mode=ensemble["tta_mode"],
+        batch_size=inference["batch_size"],
+        num_workers=inference["num_workers"],
+        backend=inference["backend"],
+        precision=_precision(inference),
     )
 
 
-def _checked(name: Any, check: Callable[[object], None], path: Path) -> str:
-    try:
-        check(name)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return str(name)
-
-
-def _precision(inference: Mapping[str, Any], path: Path) -> str:
+def _precision(inference: Mapping[str, Any]) -> str:
     """`precision`, or what older configs say with `fp16: True`."""
-    fp16 = inference.get("fp16", False)
-    if not isinstance(fp16, bool):
-        raise InputError(f"{path}: inference.fp16 is {fp16!r}, use true or false")
-    default = "fp16" if fp16 else "auto"
-    precision = _checked(inference.get("precision", default), check_precision, path)
-    if fp16 and precision != "fp16":
+    precision, fp16 = inference["precision"], inference["fp16"]
+    if fp16 and precision not in (None, "fp16"):
         raise InputError(
-            f"{path}: inference.fp16 is true and inference.precision is {precision}; leave one out"
+            f"inference.fp16 is true and inference.precision is {precision}; leave one out"
         )
-    return precision
+    return precision or ("fp16" if fp16 else "auto")
 
 
-def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _read(path: Path, overrides: Sequence[str]) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     try:
         merged: _Config = load_yaml(path)
         for override in overrides:
             merged = _override(merged, override)
-        raw = OmegaConf.to_container(merged, resolve=True)
+        return OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable config: {error}") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: must hold keys {', '.join(sorted(_SECTIONS['']))}")
-    return {str(key): value for key, value in raw.items()}
 
 
 def _override(config: _Config, argument: str) -> _Config:
     """The config with one `key=value` argument in it; InputError naming the argument."""
-    key = argument.partition("=")[0]
-    above = key.rpartition(".")[0]
+    above = argument.partition("=")[0].rpartition(".")[0]
     while above:
         if OmegaConf.is_list(OmegaConf.select(config, above, throw_on_missing=False)):
             raise InputError(
@@ -183,91 +212,58 @@ def _override(config: _Config, argument: str) -> _Config:
         raise InputError(f"{argument}: cannot be set: {error}") from error
 
 
-def _section(raw: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
-    """One level of the config, with nothing in it that nobody reads."""
-    section = raw if not name else raw.get(name)
-    section = {} if section is None else section
-    if not isinstance(section, Mapping):
-        raise InputError(f"{path}: {name} must hold keys {', '.join(sorted(_SECTIONS[name]))}")
-    unknown = [key for key in section if key not in _SECTIONS[name]]
-    if unknown:
-        prefix = f"{name}." if name else ""
-        raise InputError(
-            f"{path}: unknown key {prefix}{unknown[0]}; allowed: "
-            f"{', '.join(prefix + key for key in sorted(_SECTIONS[name]))}"
-        )
-    return section
-
-
-def _whole(section: Mapping[str, Any], key: str, default: int, least: int, path: Path) -> int:
-    value = section.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{path}: {key} is {value!r}, must be a whole number, {least} or more")
-    return value
-
-
-def _model_entry(entry: Any, path: Path) -> ModelEntry:
+def _model_entry(entry: Any, where: str) -> ModelEntry:
     """A path or URL, or a mapping with `checkpoint` or `average_checkpoints`."""
-    if isinstance(entry, str) and entry:
-        return ModelEntry((_source(entry, path),))
-    if not isinstance(entry, Mapping) or not set(entry) <= _MODEL_KEYS:
-        raise InputError(
-            f"{path}: {entry!r} in ensemble.models: give a path, a URL, or a mapping with "
-            f"{', '.join(sorted(_MODEL_KEYS))}"
-        )
-    single, several = entry.get("checkpoint"), entry.get("average_checkpoints")
+    if isinstance(entry, str):
+        return ModelEntry((_source(entry, where),))
+    model = checked(_Model, entry, f"{where}.")
+    single, several = model["checkpoint"], model["average_checkpoints"]
     if (single is None) == (several is None):
+        raise InputError(f"{where}: give either checkpoint or average_checkpoints")
+    if several is None:
+        pinned = {"checkpoint": single, "sha256": model["sha256"]}
+        return ModelEntry((_source(pinned, where),), model["downsample"], _network(model))
+    if model["sha256"] is not None:
         raise InputError(
-            f"{path}: a model needs either checkpoint or average_checkpoints, got {dict(entry)}"
-        )
-    pin = {"sha256": entry["sha256"]} if "sha256" in entry else {}
-    if several is not None and pin:
-        raise InputError(
-            f"{path}: sha256 belongs to one file: average_checkpoints: "
+            f"{where}: sha256 belongs to one file: average_checkpoints: "
             "[{checkpoint: PATH, sha256: HASH}, ...]"
         )
-    names = [{"checkpoint": single, **pin}] if several is None else several
-    if not isinstance(names, list) or not names:
-        raise InputError(f"{path}: checkpoints must be paths or URLs, got {names!r}")
-    downsample = None
-    if entry.get("downsample") is not None:
-        downsample = _whole(entry, "downsample", 1, 1, path)
-    sources = tuple(_source(name, path) for name in names)
-    return ModelEntry(sources, downsample, _network(entry, downsample, path))
+    sources = tuple(
+        _source(item, f"{where}.average_checkpoints[{number}]")
+        for number, item in enumerate(several)
+    )
+    return ModelEntry(sources, model["downsample"], _network(model))
 
 
-def _network(entry: Mapping[str, Any], downsample: int | None, path: Path) -> GivenNetwork | None:
+def _network(model: Mapping[str, Any]) -> GivenNetwork | None:
     """What an entry says of files without a config, in `model` and `channel_order`."""
-    name, order = entry.get("model"), entry.get("channel_order")
+    name, order, downsample = model["model"], model["channel_order"], model["downsample"]
     if name is None and order is None:
         return None
-    if not isinstance(name, str) or not name:
+    if not name:
         raise InputError(
-            f"{path}: model is {name!r}, must name a model YAML, such as configs/model/b7_unet.yaml"
+            f"model is {name!r}, must name a model YAML, such as configs/model/b7_unet.yaml"
             + (" (channel_order goes with it)" if order is not None else "")
         )
     if downsample not in (None, 1):
         raise InputError(
-            f"{path}: downsample is {downsample} beside model: {name}, and weights alone do not "
-            "say whether their scales are those of the reduced image; leave downsample out"
+            f"downsample is {downsample} beside model: {name}, and weights alone do not say "
+            "whether their scales are those of the reduced image; leave downsample out"
         )
-    try:
-        return read_network(Path(name).expanduser(), order)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return read_network(Path(name).expanduser(), order)
 
 
-def _source(item: Any, path: Path) -> Source:
+def _source(item: Any, where: str) -> Source:
     """A path or URL, or a mapping of `checkpoint` and `sha256`."""
-    pinned = item if isinstance(item, Mapping) else {"checkpoint": item}
-    name, digest = pinned.get("checkpoint"), pinned.get("sha256")
-    if not isinstance(name, str) or not name or not set(pinned) <= {"checkpoint", "sha256"}:
-        raise InputError(f"{path}: checkpoints must be paths or URLs, got {item!r}")
+    pinned = checked(_Pinned, {"checkpoint": item} if isinstance(item, str) else item, f"{where}.")
+    name, digest = pinned["checkpoint"], pinned["sha256"]
+    if not name:
+        raise InputError(f"{where}='': must be a path or URL")
     if digest is not None:
-        if not isinstance(digest, str) or not _SHA256.fullmatch(digest.lower()):
-            raise InputError(f"{path}: sha256 of {name} is {digest!r}, must be 64 hex digits")
         digest = digest.lower()
+        if not _SHA256.fullmatch(digest):
+            raise InputError(f"sha256 of {name} is {pinned['sha256']!r}, must be 64 hex digits")
     source = Source(name, digest)
     if not is_url(name) and not source.path.is_file():
-        raise InputError(f"{path}: {name}: no such checkpoint file (looked from {Path.cwd()})")
+        raise InputError(f"{name}: no such checkpoint file (looked from {Path.cwd()})")
     return source

@@ -78,7 +78,9 @@ def _log_cost(
     to_predict = [t for t in plan.tasks if t.predict]
     shape = torch.Size((config.batch_size, 3, *task.size))
     sample, times = _sample(config, device, shape)
-    ensemble = build_ensemble(sample, device, -(-len(to_predict) // processes))
+    pixels_in_all = times * sum(t.size[0] * t.size[1] for t in to_predict)
+    images = -(-len(to_predict) // processes)
+    ensemble = build_ensemble(sample, device, images, int(pixels_in_all / processes))
     rgb = read_rgb(task.record.rgb_file())
     started = time.perf_counter()
     with torch.inference_mode():
@@ -87,8 +89,7 @@ def _log_cost(
         prediction = predict(ensemble, pixels, gsd_m, sample.batch_size)
         to_centimetres(prediction.agl_m).agl_cm.cpu()
     seconds = (time.perf_counter() - started) / sample.batch_size
-    pixels_in_all = sum(t.size[0] * t.size[1] for t in to_predict)
-    total_s = seconds * times * pixels_in_all / (task.size[0] * task.size[1]) / processes
+    total_s = seconds * pixels_in_all / (task.size[0] * task.size[1]) / processes
     logger.info(
         "%s%s took %.2f s on %s, the start of the models included; about %s for all with "
         "%d process%s",

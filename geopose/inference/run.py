@@ -97,8 +97,11 @@ class _Worker:
                 f"{self._device} would compute otherwise than the first process ({differing}), and "
                 "one archive must not mix both; choose the same in the config's inference section"
             )
-        images = sum(task.predict for task in self._plan.tasks)
-        return build_ensemble(self._config, self._device, -(-images // self._coordinator.size))
+        sizes = [task.size for task in self._plan.tasks if task.predict]
+        pixels = sum(height * width for height, width in sizes)
+        processes = self._coordinator.size
+        images = -(-len(sizes) // processes)
+        return build_ensemble(self._config, self._device, images, pixels // processes)
 
     def predict_and_write(self, visualize: bool) -> None:
         """Does images until none is left, and reports."""

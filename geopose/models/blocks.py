@@ -57,8 +57,9 @@ class GsdConv(nn.Conv2d):
     """3 x 3 convolution of N x C maps and one more plane that is constant, the ground sampling.
 
     The weights are those of a convolution of C + 1 channels, the last of which is the plane; the
-    plane itself is never made. It adds gsd times the sum of its 9 weights everywhere, less the
-    weights that reach beyond the edge (zero padding) in the outermost rows and columns.
+    plane itself is not made. It adds gsd times the sum of its 9 weights everywhere, less the
+    weights that reach beyond the edge (zero padding) in the outermost rows and columns. Only in a
+    graph for other engines it is a plane: they would write whole maps anew for each edge.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -66,6 +67,9 @@ class GsdConv(nn.Conv2d):
 
     def forward(self, x: Tensor, gsd_m: Tensor) -> Tensor:  # type: ignore[override]
         """N x C x H x W maps and N x 1 metres per pixel -> N x out x H x W."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            plane = gsd_m[:, :, None, None] * torch.ones_like(x[:, :1])
+            return super().forward(torch.cat([x, plane], dim=1))
         taps = self.weight[:, -1]  # out x 3 x 3
         y = F.conv2d(x, self.weight[:, :-1], self.bias, padding=1)
         gsd = gsd_m.to(y.dtype)

@@ -9,6 +9,7 @@ from pytorch_toolbelt.modules.interfaces import FeatureMapsSpecification
 from geopose.construct import as_mapping, check_keys
 from geopose.errors import InputError
 from geopose.models.blocks import BLOCK_TYPES, UPSAMPLES
+from geopose.schema.numbers import is_whole
 
 
 def _choice(name: Any, options: Mapping[str, Any], where: str) -> Any:
@@ -40,7 +41,7 @@ def build_decoder(
     check_keys(config, allowed, {"channels"}, "model.decoder")
     channels = config["channels"]
     wanted = len(encoder_channels) - 1
-    if not isinstance(channels, list) or not all(isinstance(c, int) and c > 0 for c in channels):
+    if not isinstance(channels, list) or not all(is_whole(c, 1) for c in channels):
         raise InputError(f"model.decoder.channels: expected positive integers, got {channels!r}")
     if len(channels) != wanted:
         raise InputError(

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from geopose import keys
 from geopose.geometry import vector_to_angle
-from geopose.models.blocks import GsdConv
 
 INPUTS = ("image", "gsd")
 OUTPUTS = {
@@ -45,12 +44,6 @@ class ExportableNetwork(_Traceable):
 class ExportableHeads(_Traceable):
     """A copy of the network that stops at its heads: what they give, without the Nones."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, GsdConv):
-                self.model.set_submodule(name, _PlaneConv(module))
-
     def forward(self, image: Tensor, gsd: Tensor) -> tuple[Tensor, ...]:
         """The tensors of `HeadOutputs`."""
         return tuple(x for x in self.model.heads(image, gsd) if x is not None)  # type: ignore[operator, union-attr]
@@ -77,19 +70,6 @@ class _FixedPadding(nn.Module):
         c = self.conv
         x = F.pad(x, self.padding)
         return F.conv2d(x, c.weight, c.bias, c.stride, 0, c.dilation, c.groups)
-
-
-class _PlaneConv(nn.Module):
-    """A `GsdConv` with its plane: engines write whole maps anew for each edge changed in place."""
-
-    def __init__(self, conv: GsdConv) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor, gsd_m: Tensor) -> Tensor:
-        """N x C x H x W maps and N x 1 metres per pixel -> N x out x H x W."""
-        plane = gsd_m[:, :, None, None] * torch.ones_like(x[:, :1])
-        return F.conv2d(torch.cat([x, plane], dim=1), self.conv.weight, self.conv.bias, padding=1)
 
 
 def named_outputs(found: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:

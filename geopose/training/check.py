@@ -1,100 +1,34 @@
-"""Checks a training config before anything is written: numbers, names, and what fits together."""
+"""Checks a training config before anything is written: keys and values, and what fits together."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from geopose.data.targets import target_keys
 from geopose.errors import InputError
-from geopose.keys import INPUT_GROUND_SAMPLE_DISTANCE, INPUT_IMAGE_KEY
 from geopose.losses import LossSum
-from geopose.training.precision import PRECISIONS
+from geopose.schema.check import checked
+from geopose.schema.old_keys import without_old_keys
+from geopose.training.config import TrainingConfig
 
 
-class _Limit(NamedTuple):
-    """What a number of the config must be."""
-
-    whole: bool = False
-    least: float = 0.0
-    above: bool = False  # more than `least`, not just as much
-    most: float = math.inf
-    optional: bool = False
-
-    def allows(self, value: Any) -> bool:
-        """Whether a value keeps to it."""
-        if value is None:
-            return self.optional
-        kind = int if self.whole else int | float
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
-            return False
-        return self.least <= value <= self.most and not (self.above and value == self.least)
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        bound = f"above {self.least:g}" if self.above else f"from {self.least:g}"
-        if math.isfinite(self.most):
-            bound += f" to {self.most:g}"
-        return f"{kind} {bound}{', or null' if self.optional else ''}"
-
-
-_COUNT, _POSITIVE = _Limit(whole=True, least=1), _Limit(above=True)
-_LIMITS = {
-    "batch_size": _COUNT,
-    "seed": _Limit(whole=True),
-    "train.epochs": _COUNT,
-    "train.crops_per_image": _COUNT,
-    "train.early_stopping": _Limit(whole=True),
-    "train.max_minutes": _Limit(above=True, optional=True),
-    "train.save_every_minutes": _Limit(optional=True),
-    "train.max_skipped_share": _Limit(most=1.0),
-    "train.ema": _Limit(above=True, most=1.0, optional=True),
-    "train.loaders.train.prefetch": _COUNT,
-    "train.loaders.valid.prefetch": _COUNT,
-    "train.loaders.valid.batch_size": _COUNT,
-    "optimizer.lr": _POSITIVE,
-    "optimizer.weight_decay": _Limit(),
-    "optimizer.accumulation": _COUNT,
-    "optimizer.clip_grad_norm": _Limit(above=True, optional=True),
-    "runner.top_k": _COUNT,
-}
-_GROUPS = ("model", "loss", "optimizer", "scheduler", "train", "dataset", "runner")
-
-
-def check_config(cfg: Mapping[str, Any]) -> None:
-    """Refuses values that would only fail later, or be ignored.
+def check_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with every value of the type that its key has, without keys that have gone.
 
     Raises:
-        InputError: names the key, the value and what is allowed.
+        InputError: a value that would only fail later, or be ignored; names the key, the value and
+            what is allowed.
     """
-    for group in _GROUPS:
-        if not isinstance(cfg.get(group), Mapping):
-            raise InputError(f"{group}={cfg.get(group)}: choose one of the options of this group")
-    for key, limit in _LIMITS.items():
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if not limit.allows(value):
-            raise InputError(f"{key}={value}: must be {limit}")
-    if not _Limit().allows(float(cfg["train"]["mixup"]) if _is_mixup(cfg) else None):
-        raise InputError(f"train.mixup={cfg['train']['mixup']}: must be a number from 0")
-    precision = cfg["optimizer"]["precision"]
-    if precision not in PRECISIONS:
-        raise InputError(f"optimizer.precision={precision}: one of {PRECISIONS}")
-    for key, value in (("resume", cfg["resume"]), ("optimizer.fp16", cfg["optimizer"]["fp16"])):
-        if value not in (None, True, False):
-            raise InputError(f"{key}={value}: true, false or null")
+    cfg = without_old_keys(cfg)
+    train = cfg.get("train")
+    if isinstance(train, Mapping) and isinstance(train.get("mixup"), bool):
+        cfg["train"] = {**train, "mixup": float(train["mixup"])}  # of older command lines
+    cfg = checked(TrainingConfig, cfg)
     if sum(bool(cfg[key]) for key in ("transfer", "transfer_encoder_decoder", "checkpoint")) > 1:
         raise InputError("transfer, transfer_encoder_decoder and checkpoint: give one of them")
-    if not cfg["runner"]["checkpoints"]:
-        raise InputError("runner.checkpoints: name at least one metric to keep checkpoints by")
-
-
-def _is_mixup(cfg: Mapping[str, Any]) -> bool:
-    """Whether train.mixup is a number, or the true or false of older command lines."""
-    return isinstance(cfg["train"]["mixup"], int | float)
+    return cfg
 
 
 def check_metrics(cfg: Mapping[str, Any], terms: Sequence[str]) -> None:
@@ -105,31 +39,22 @@ def check_metrics(cfg: Mapping[str, Any], terms: Sequence[str]) -> None:
         terms: names of the loss terms.
 
     Raises:
-        InputError: unknown metric or mode.
+        InputError: unknown metric.
     """
     known = ("loss", *terms, "metrics/mean_r2", "metrics/agl_r2", "metrics/vflow_r2")
     runner = cfg["runner"]
-    watched = [(entry["metric"], entry["mode"]) for entry in runner["checkpoints"]]
-    for metric, mode in [*watched, (runner["main_metric"], runner["main_mode"])]:
+    for metric in (*(entry["metric"] for entry in runner["checkpoints"]), runner["main_metric"]):
         if metric not in known:
             raise InputError(f"runner: unknown metric {metric}; one of {', '.join(known)}")
-        if mode not in ("max", "min"):
-            raise InputError(f"runner: mode {mode} of {metric}; max or min")
 
 
-def check_loss(model: nn.Module, criterion: LossSum, inputs: Mapping[str, str]) -> None:
+def check_loss(model: nn.Module, criterion: LossSum) -> None:
     """Tries the network on a small image, so that a loss that does not fit it is found now.
 
     Raises:
-        InputError: a loss term between fields that do not exist, or wrong `runner.input_keys`.
+        InputError: a loss term between fields that do not exist.
     """
-    arguments = {"image": torch.zeros(1, 3, 64, 64), "gsd": torch.full((1, 1), 0.5)}
-    if dict(inputs) != {"image": INPUT_IMAGE_KEY, "gsd": INPUT_GROUND_SAMPLE_DISTANCE}:
-        raise InputError(
-            f"runner.input_keys={dict(inputs)}: the network takes image: {INPUT_IMAGE_KEY} and "
-            f"gsd: {INPUT_GROUND_SAMPLE_DISTANCE}"
-        )
     with torch.inference_mode():
-        outputs = model.eval()(**arguments)
+        outputs = model.eval()(torch.zeros(1, 3, 64, 64), torch.full((1, 1), 0.5))
     model.train()
     criterion.check(outputs, target_keys())

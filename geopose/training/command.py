@@ -14,6 +14,7 @@ from geopose.cli import EXIT_INPUT, run_command
 from geopose.config_folder import config_folder
 from geopose.errors import InputError, one_line
 from geopose.files.yaml_file import check_yaml_folder
+from geopose.schema.old_keys import without_old_arguments
 from geopose.system.optional import needs_extra
 
 _FOLDER_OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp")
@@ -24,9 +25,7 @@ _status: list[int] = []  # exit code of each run that Hydra started
 def _run(config: DictConfig) -> None:
     def run(argv: Sequence[str] | None) -> None:
         with needs_extra("train", "training"):
-            from geopose.training.fit import (
-                fit,  # heavy, so only once the config is known to be good
-            )
+            from geopose.training.fit import fit
 
         fit(config, list(HydraConfig.get().overrides.task))
 
@@ -58,7 +57,12 @@ def train() -> int:
     """Runs Hydra on sys.argv and returns an exit code: 2 for a config that does not compose."""
     # torch.distributed.launch adds this argument; the environment says the same.
     launcher = ("--local-rank", "--local_rank")
-    sys.argv[1:] = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
+    arguments = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
+    try:
+        sys.argv[1:] = without_old_arguments(arguments)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_INPUT
     if bad := _bad_group(sys.argv[1:]):
         sys.stderr.write(f"error: {bad}: name one of the group's options (see train.py --help)\n")
         return EXIT_INPUT

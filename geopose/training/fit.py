@@ -32,6 +32,7 @@ from geopose.errors import GeoposeError, InputError, RunError
 from geopose.files.atomic import atomic_path
 from geopose.losses import build_loss
 from geopose.models.build import build_model, channel_order, model_slug
+from geopose.schema.old_keys import without_old_arguments
 from geopose.system.memory import keep_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks
@@ -105,7 +106,7 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     criterion = build_loss(cfg["loss"])
     check_metrics(cfg, criterion.prefixes)
     model = _build_model(start, device)
-    check_loss(model, criterion, cfg["runner"]["input_keys"])
+    check_loss(model, criterion)
     model = model.to(device)
     if cfg["channels_last"]:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -155,7 +156,11 @@ def _check_resume(
     assert start.source is not None
     payload, path = start.payload, start.source
     networks = [model] if ema is None else [model, ema.module]
-    check_fits(payload, payload[STATE], networks, optimizer, start.cfg["optimizer"], path)
+
+    def build(network: nn.Module) -> Optimizer:
+        return build_optimizer(network, {**start.cfg["optimizer"], "layerwise": {}}, world_size())
+
+    check_fits(payload, payload[STATE], networks, optimizer, build, path)
     for name, driver in (("scheduler", scheduler), ("scaler", precision.scaler)):
         key = f"{name}_state_dict"
         check_driver(payload[key], driver.state_dict(), key, path)
@@ -233,8 +238,9 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
         keep_freed_memory()
     owner = Ownership()
     with StopSignal() as signals, contextlib.closing(owner):
-        start = choose_start(together(lambda: _checked(_plain(config))), overrides, owner)
-        start = replace(start, cfg=together(lambda: _checked(start.cfg)))
+        cfg, own = together(lambda: _checked(config, overrides))
+        start = choose_start(cfg, own, owner)
+        start = replace(start, cfg=together(lambda: check_config(start.cfg)))
         _apply_switches(start.cfg)
         if _is_finished(start):
             logger.info("%s: finished already; nothing to do", start.run_dir)
@@ -273,9 +279,12 @@ def _prepare(start: Start, device: torch.device, owner: Ownership) -> RunParts:
     return parts
 
 
-def _checked(cfg: dict[str, Any]) -> dict[str, Any]:
-    check_config(cfg)
-    return cfg
+def _checked(
+    config: DictConfig, overrides: Sequence[str] | None
+) -> tuple[dict[str, Any], list[str] | None]:
+    """What `fit` is given, without keys that have gone."""
+    own = None if overrides is None else without_old_arguments(overrides)
+    return check_config(_plain(config)), own
 
 
 def _is_finished(start: Start) -> bool:

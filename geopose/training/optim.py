@@ -7,9 +7,10 @@ from typing import Any
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from geopose.errors import InputError
+from geopose.schema.numbers import is_number
 
 Schedule = Callable[[float], float]
 
@@ -56,7 +57,7 @@ def _factor(layerwise: Mapping[str, float], name: str) -> float:
 
 def _check_layerwise(layerwise: Mapping[str, Any], names: list[str]) -> None:
     for layer, factor in layerwise.items():
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 0:
+        if not is_number(factor) or not factor >= 0:
             raise InputError(f"optimizer.layerwise.{layer}={factor}: must be a number from 0")
         if not any(_is_in(name, layer) for name in names):
             raise InputError(f"optimizer.layerwise: this model has no layer {layer}")
@@ -145,7 +146,7 @@ def _checked(name: str, cfg: Mapping[str, Any], lr: float) -> Schedule:
     """The schedule, tried out at a few points so that a bad number is found before the run."""
     for key in ("flat", "warmup", "decay"):
         value = cfg.get(key, 0.5)
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise InputError(f"scheduler.{key}={value}: a share of the run, 0 to 1")
     try:
         factor = _SCHEDULES[name](cfg, lr)
@@ -157,25 +158,61 @@ def _checked(name: str, cfg: Mapping[str, Any], lr: float) -> Schedule:
     return factor
 
 
+class ShareSchedule:
+    """Rates as a function of the number of updates that the run has come by, skipped ones included.
+
+    torch's LambdaLR does the same, but takes a run whose first update is skipped (a loss that is no
+    number, an overflow of fp16) for one that steps in the wrong order, and warns of it.
+
+    Args:
+        optimizer: what it drives; its groups keep their ratio to each other.
+        factor: of the rates that the optimizer starts from, after so many updates.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
+        self._optimizer, self._factor = optimizer, factor
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        self._updates = 0
+        self._set_rates()
+
+    def step(self) -> None:
+        """Sets the rates of the next update; called after each, whether it was done or skipped."""
+        self._updates += 1
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        factor = self._factor(self._updates)
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the words of torch's schedulers, which older checkpoints hold."""
+        return {"last_epoch": self._updates, "base_lrs": list(self._base_rates)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; the rates as they are come with the optimizer's state."""
+        self._updates, self._base_rates = state["last_epoch"], list(state["base_lrs"])
+
+
 def build_scheduler(
     optimizer: Optimizer,
     cfg: Mapping[str, Any],
     progress: Callable[[int], float],
     lr: float,
     mode: str,
-) -> LambdaLR | ReduceLROnPlateau:
+) -> ShareSchedule | ReduceLROnPlateau:
     """The schedule named in `cfg`.
 
     Args:
         optimizer: what it drives; groups keep their ratio to each other.
         cfg: the scheduler block; rates in it are absolute.
-        progress: share of the run that is done after a number of optimizer steps, 0..1: schedules
-            are functions of it.
+        progress: share of the run that is done after a number of updates, 0..1: schedules are
+            functions of it, so that they end with the run, however many updates were skipped.
         lr: the rate that the optimizer starts from (already multiplied by the processes).
         mode: `max` or `min`: what is better in the metric that `plateau` watches.
 
     Returns:
-        LambdaLR, to be stepped after every optimizer step, or ReduceLROnPlateau, to be stepped
+        ShareSchedule, to be stepped after every update, or ReduceLROnPlateau, to be stepped
         with the metric after every epoch.
 
     Raises:
@@ -184,7 +221,7 @@ def build_scheduler(
     name = cfg["name"]
     for key in ("min_lr", "start_lr", "end_lr"):
         value = cfg.get(key, 0.0)
-        if not isinstance(value, int | float):
+        if not is_number(value):
             raise InputError(f"scheduler.{key}={value}: a number")
         if value > lr:
             raise InputError(f"scheduler.{key}={cfg[key]} is above the optimizer's rate {lr}")
@@ -199,4 +236,4 @@ def build_scheduler(
     if name not in _SCHEDULES:
         raise InputError(f"scheduler.name={name}: unknown; one of {['plateau', *_SCHEDULES]}")
     factor = _checked(name, cfg, lr)
-    return LambdaLR(optimizer, lambda step: factor(progress(step)))
+    return ShareSchedule(optimizer, lambda step: factor(progress(step)))

@@ -33,6 +33,7 @@ from geopose.distributed import gather_objects, is_distributed, rank
 from geopose.errors import Stopped
 from geopose.geometry import flow_map
 from geopose.keys import (
+    INPUT_GROUND_SAMPLE_DISTANCE,
     INPUT_IMAGE_KEY,
     TARGET_FLOW_MASK,
     TARGET_MAGNITUDE_MASK,
@@ -256,9 +257,8 @@ class GeoposeRunner(SupervisedRunner):
         elif isinstance(model, DistributedDataParallel):
             # Gradients are exchanged once an update; this is what its no_sync() sets.
             model.require_backward_grad_sync = self.is_group_end
-        inputs = {name: batch[key] for name, key in self._parts.cfg["runner"]["input_keys"].items()}
         with self.precision.autocast():
-            outputs = model(**inputs, **kwargs)
+            outputs = model(batch[INPUT_IMAGE_KEY], batch[INPUT_GROUND_SAMPLE_DISTANCE], **kwargs)
         return {name: value.float() for name, value in outputs.items()}
 
     def agree_on_step(self, is_good: Tensor) -> bool:

@@ -22,6 +22,7 @@ from geopose.distributed import broadcast_object, is_main, together, world_size
 from geopose.errors import InputError, one_line
 from geopose.models.build import model_slug
 from geopose.models.legacy import current_model_config
+from geopose.schema.old_keys import without_old_keys
 from geopose.training.resume.form import check_form
 from geopose.training.resume.ownership import Ownership
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
@@ -37,7 +38,10 @@ _FREE = (
     "train.show", "train.loaders", "train.threads", "train.cache", "train.max_skipped_share",
     "runner.top_k",
 )  # fmt: skip
-_BLOCKS = ("train", "optimizer", "runner", "dataset")
+# Mappings with the same keys in every run.
+_BLOCKS = (
+    "train", "train.loaders.train", "train.loaders.valid", "optimizer", "runner", "dataset",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _continued(
     cfg: Mapping[str, Any], payload: Mapping[str, Any], overrides: Sequence[str] | None, path: Path
 ) -> dict[str, Any]:
     """The config of a resumed run; refuses changes to what its weights have come from."""
-    saved: dict[str, Any] = deepcopy(payload["checkpoint_data"]["config"])
+    saved = _with_new_keys(without_old_keys(payload["checkpoint_data"]["config"]), cfg)
     if current_model_config(cfg["model"]) == saved["model"]:
         saved["model"] = deepcopy(cfg["model"])  # a published form: read in today's words
     wanted = deepcopy(dict(cfg)) if overrides is None else _changed(saved, cfg, overrides)
@@ -207,13 +211,23 @@ def _continued(
     return {**wanted, "checkpoint": saved.get("checkpoint")}
 
 
+def _with_new_keys(saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the keys that newer versions have added, as they are composed now."""
+    result = {**deepcopy(dict(cfg)), **deepcopy(dict(saved))}
+    for block in _BLOCKS:
+        own, composed = result, cfg
+        for name in block.split("."):
+            own, composed = own[name], composed[name]
+        for key, value in composed.items():
+            own.setdefault(key, deepcopy(value))
+    return result
+
+
 def _changed(
     saved: Mapping[str, Any], cfg: Mapping[str, Any], overrides: Sequence[str]
 ) -> dict[str, Any]:
     """The saved config with the parts that the user has set now."""
-    result = {**deepcopy(dict(cfg)), **deepcopy(dict(saved))}
-    for block in _BLOCKS:  # keys that a newer version has added
-        result[block] = {**deepcopy(cfg[block]), **result[block]}
+    result = deepcopy(dict(saved))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         keys = override.key_or_group.split("@")[0].split(".")
         source: Any = cfg

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from geopose.errors import InputError
 from geopose.models.build import channel_order
+from geopose.schema.numbers import is_whole
 
 LABELS_CONVERTED = "converted"
 METADATA_KEY = "geopose"  # under which files that are not .pth keep their facts
@@ -87,7 +88,7 @@ def downsample_of(facts: Mapping[str, Any], where: str) -> int:
     """By how much images are reduced before the network; 1 = not."""
     train = facts["checkpoint_data"]["config"].get("train")
     downsample = (train.get("downsample") if isinstance(train, Mapping) else None) or 1
-    if not isinstance(downsample, int) or not 1 <= downsample <= 16:
+    if not is_whole(downsample, 1, 16):
         raise InputError(
             f"{where}: train.downsample is {downsample!r}, must be a whole number from 1 to 16"
         )

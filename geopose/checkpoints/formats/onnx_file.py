@@ -1,4 +1,4 @@
-"""The network as an .onnx file, and an .onnx file as a network.
+"""The network as an .onnx file, and what such a file says about itself.
 
 Only the network is in the file (see `geopose.models.exportable`): what happens to an image
 before and after it is told by the file's metadata. Input `image` is N x 3 x H x W float32, in the
@@ -8,48 +8,29 @@ pixels per metre) and `direction` (N x 2, (sin a, cos a) of any length). N, H an
 """
 
 import json
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
-import onnxruntime
-import onnxruntime.capi.onnxruntime_pybind11_state
 import torch
 from google.protobuf.message import DecodeError
-from torch import Tensor, nn
 
 from geopose.checkpoints.formats.facts import METADATA_KEY, facts_from_text, facts_to_text
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path
-from geopose.models.exportable import INPUTS, OUTPUTS, ExportableNetwork, named_outputs
-
-if TYPE_CHECKING:
-    from geopose.checkpoints.load import LoadedModel
-
-logger = logging.getLogger(__name__)
+from geopose.models.exportable import INPUTS, OUTPUTS, ExportableNetwork
 
 _TRACED_SIZE = (2, 97, 130)  # batch, height and width; any would do
 _DOMAINS = {"", "ai.onnx"}
-_CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
-_RUNTIME_ERRORS: tuple[type[Exception], ...] = (  # onnxruntime's own have no common base
-    RuntimeError,
-    ValueError,
-    *(
-        kind
-        for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
 
 
-def export_onnx(path: Path, loaded: "LoadedModel", facts: Mapping[str, Any]) -> None:
+def export_onnx(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> None:
     """Writes a network as an .onnx file, atomically.
 
     Args:
@@ -99,7 +80,7 @@ def _name_sizes(graph: onnx.GraphProto) -> None:
     del graph.value_info[:]  # sizes of what is between, under the old names
 
 
-def _metadata(loaded: "LoadedModel", facts: Mapping[str, Any]) -> dict[str, str]:
+def _metadata(loaded: LoadedModel, facts: Mapping[str, Any]) -> dict[str, str]:
     """What a stranger needs to use the file, in words; and the facts, for this program."""
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
     place = {"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD]}
@@ -187,66 +168,3 @@ def _check_inside(tensor: onnx.TensorProto, path: Path) -> None:
         raise InputError(
             f"{path}: keeps weights in other files, which are not read; save it as one file"
         )
-
-
-class OnnxNetwork(nn.Module):
-    """An .onnx file that is called like the network it was exported from.
-
-    It runs where the images are: on a CUDA device if onnxruntime can, else on the CPU.
-
-    Args:
-        path: a file that `read_onnx_facts` accepts.
-
-    Raises:
-        InputError: onnxruntime cannot run the file.
-    """
-
-    uses_torch_memory = False  # what it takes, torch's counters do not see
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._session(torch.device("cpu"))  # finds out whether it can be run at all
-
-    def forward(self, image: Tensor, gsd: Tensor) -> dict[str, Tensor]:
-        """Predicts the pose of every image; arguments and result as those of the network.
-
-        Raises:
-            RunError: onnxruntime fails, such as for lack of memory.
-        """
-        session = self._session(image.device)
-        values = (image.float(), gsd.float())
-        feed = {n: v.cpu().numpy() for n, v in zip(INPUTS, values, strict=True)}
-        try:
-            found = session.run(list(OUTPUTS), feed)
-        except _RUNTIME_ERRORS as error:
-            raise RunError(f"{self.path}: {one_line(error, 200)}") from error
-        return named_outputs(found, image.device)
-
-    def _session(self, device: torch.device) -> onnxruntime.InferenceSession:
-        """The session for a device; the first call for it makes it."""
-        if str(device) not in self._sessions:
-            self._sessions[str(device)] = self._start(device)
-        return self._sessions[str(device)]
-
-    def _start(self, device: torch.device) -> onnxruntime.InferenceSession:
-        providers: list[Any] = [_CPU]
-        if device.type == "cuda":
-            if _CUDA in onnxruntime.get_available_providers():
-                providers.insert(0, (_CUDA, {"device_id": device.index or 0}))
-            else:
-                logger.warning(
-                    "%s runs on the CPU: onnxruntime has no CUDA here (install onnxruntime-gpu)",
-                    self.path,
-                )
-                return self._session(torch.device("cpu"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # it would repeat in many lines what is raised
-        try:
-            return onnxruntime.InferenceSession(str(self.path), options, providers=providers)
-        except _RUNTIME_ERRORS as error:
-            raise InputError(
-                f"{self.path}: onnxruntime cannot run it ({one_line(error, 200)})"
-            ) from error

@@ -11,8 +11,6 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +23,8 @@ from torch import Tensor, nn
 from geopose import models
 from geopose.checkpoints.remote.fetch import checkpoint_cache
 from geopose.errors import RunError, one_line
+from geopose.inference.engines.engine import Engine
 from geopose.inference.engines.precision import BF16, FP32
-from geopose.models import exportable
 from geopose.models.exportable import INPUTS, ExportableHeads
 from geopose.models.geopose_unet import GeoposeUNetModel, HeadOutputs, finish
 
@@ -34,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = "openvino"
 _FILE = "network.xml"
-_SIZES_KEPT = 3  # compiled networks, for views that are turned or zoomed
 _PATIENCE_MS = 200
 _LARGEST_DIFFERENCE = 1e-3  # relative to the largest value of an output, float32
 
@@ -60,8 +57,8 @@ def _core() -> Any:
     return _openvino().Core()
 
 
-class OpenVinoNetwork(nn.Module):
-    """A network that is called like the one it was made from; for each size of image compiled anew.
+class OpenVinoNetwork(Engine):
+    """A network compiled for images of any size.
 
     Only one compiled network has memory for its maps at a time: where another one begins, it gives
     that back first.
@@ -74,65 +71,40 @@ class OpenVinoNetwork(nn.Module):
         Exception: the network has a part that OpenVINO does not know, or does otherwise.
     """
 
-    _working: tuple[ReferenceType["OpenVinoNetwork"], torch.Size] | None = None
+    _working: ReferenceType["OpenVinoNetwork"] | None = None
 
     def __init__(self, model: GeoposeUNetModel, precision: str) -> None:
         super().__init__()
-        self._graph = _converted(model)
         self._stride, self._head_stride = model.stride, int(model.agl_head.stride)  # type: ignore[arg-type]
-        self._given = [
-            name
-            for name, value in _heads(model, *_example())._asdict().items()
-            if value is not None
-        ]
-        self._precision = precision
-        self._requests: OrderedDict[torch.Size, Any] = OrderedDict()
+        heads = _heads(model, *_example())._asdict().items()
+        self._given = [name for name, value in heads if value is not None]
+        self._request = _compiled(_converted(model), precision)
 
-    def forward(self, image: Tensor, gsd: Tensor) -> dict[str, Tensor]:
-        """Predicts the pose of every image; arguments and result as those of the network.
-
-        Raises:
-            RunError: OpenVINO fails, such as for lack of memory.
-        """
+    def forward(self, image: Tensor, gsd_m: Tensor) -> dict[str, Tensor]:
+        """The network's outputs."""
         try:
-            self._take_turn(image.shape)
-            request = self._for_size(image.shape)
-            found = _infer(request, image.float(), gsd.float())
+            self._take_turn()
+            found = _infer(self._request, image, gsd_m)
         except (RuntimeError, MemoryError) as error:
             size = " x ".join(map(str, image.shape))
             raise RunError(
                 f"OpenVINO failed on an input of {size} ({one_line(error, 200)}); use "
-                "inference.backend=eager"
+                "inference.backend=torch"
             ) from error
         given = dict(zip(self._given, found, strict=True))
         heads = HeadOutputs(*(given.get(name) for name in HeadOutputs._fields))  # type: ignore[arg-type]
         return finish(heads, image.shape[-2:], self._stride, self._head_stride)
 
-    def _take_turn(self, shape: torch.Size) -> None:
-        """Has whoever worked last, or this network at another size, give back its maps' memory."""
-        if OpenVinoNetwork._working is not None:
-            reference, size = OpenVinoNetwork._working
-            last = reference()
-            request = None if last is None else last._requests.get(size)
-            if request is not None and (last is not self or size != shape):
-                request.get_compiled_model().release_memory()
-        OpenVinoNetwork._working = ref(self), shape
-
-    def _for_size(self, shape: torch.Size) -> Any:
-        """What computes images of this shape."""
-        if shape in self._requests:
-            self._requests.move_to_end(shape)
-            return self._requests[shape]
-        while len(self._requests) >= _SIZES_KEPT:
-            self._requests.popitem(last=False)
-        self._requests[shape] = _compiled(self._graph, shape, self._precision)
-        return self._requests[shape]
+    def _take_turn(self) -> None:
+        """Has whoever worked last give back its maps' memory."""
+        last = None if OpenVinoNetwork._working is None else OpenVinoNetwork._working()
+        if last is not None and last is not self:
+            last._request.get_compiled_model().release_memory()
+        OpenVinoNetwork._working = ref(self)
 
 
-def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
-    """A request for images of a shape, N x 3 x H x W."""
-    graph = graph.clone()
-    graph.reshape({INPUTS[0]: list(shape), INPUTS[1]: [shape[0], 1]})
+def _compiled(graph: Any, precision: str) -> Any:
+    """What a graph is asked with."""
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == BF16 else "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -142,8 +114,8 @@ def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
     return _core().compile_model(graph, "CPU", settings).create_infer_request()
 
 
-def _infer(request: Any, image: Tensor, gsd: Tensor) -> list[Tensor]:
-    request.start_async([image.numpy(), gsd.numpy()])
+def _infer(request: Any, image: Tensor, gsd_m: Tensor) -> list[Tensor]:
+    request.start_async([image.contiguous().numpy(), gsd_m.contiguous().numpy()])
     try:
         while not request.wait_for(_PATIENCE_MS):
             pass  # in between, Python sees whether it was told to stop
@@ -197,7 +169,7 @@ def _check(graph: Any, model: GeoposeUNetModel) -> None:
     """Raises RunError unless the graph answers as the network, at another size than traced."""
     image = torch.randn(2, 3, 131, 70, generator=torch.Generator().manual_seed(0))
     gsd_m = torch.tensor([[0.3], [0.8]])
-    found = _infer(_compiled(graph, image.shape, FP32), image, gsd_m)
+    found = _infer(_compiled(graph, FP32), image, gsd_m)
     expected = [value for value in _heads(model, image, gsd_m) if value is not None]
     for ours, theirs in zip(expected, found, strict=True):
         difference = (ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-6)
@@ -224,6 +196,7 @@ def _convert(model: GeoposeUNetModel) -> Any:
         graph = _openvino().convert_model(frozen, example_input=_example())
     for port, name in zip(graph.inputs, INPUTS, strict=True):
         port.get_tensor().set_names({name})
+    graph.reshape({INPUTS[0]: [-1, 3, -1, -1], INPUTS[1]: [-1, 1]})
     return graph
 
 
@@ -232,7 +205,7 @@ def _digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for package in ("torch", "timm", "pytorch-toolbelt", _PACKAGE):
         digest.update(version(package).encode())
-    for file in _sources():
+    for file in (Path(__file__), *sorted(Path(models.__path__[0]).glob("*.py"))):
         digest.update(file.read_bytes())
     for name, module in model.named_modules():
         plain = (bool, int, float, str, tuple, list)
@@ -242,10 +215,3 @@ def _digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(values.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
-
-
-def _sources() -> Iterator[Path]:
-    """The code that the graph follows from."""
-    yield from (Path(__file__), Path(exportable.__file__))
-    for folder in models.__path__:
-        yield from sorted(Path(folder).glob("*.py"))

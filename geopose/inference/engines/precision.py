@@ -3,11 +3,7 @@
 import logging
 
 import torch
-from torch import nn
 
-from geopose.errors import InputError
-from geopose.models.fused import Float32Head, LastConv
-from geopose.models.strips import StripHead
 from geopose.system.devices import has_native_bf16
 
 logger = logging.getLogger(__name__)
@@ -16,14 +12,6 @@ AUTO = "auto"
 FP32, TF32, BF16, FP16 = "fp32", "tf32", "bf16", "fp16"
 PRECISIONS = (AUTO, FP32, TF32, BF16, FP16)
 _TYPES = {BF16: torch.bfloat16, FP16: torch.float16}
-
-
-def check_precision(name: object) -> None:
-    """Raises InputError unless `name` is a known precision."""
-    if name not in PRECISIONS:
-        raise InputError(
-            f"inference.precision: unknown value {name!r}, use {', '.join(PRECISIONS)}"
-        )
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -51,27 +39,3 @@ def warn_of_precision(wanted: str, device: torch.device) -> None:
     found = resolve_precision(wanted, device)
     if wanted not in (AUTO, found) and not (wanted == TF32 and found == FP32):
         logger.warning("%s cannot compute in %s; computing in %s", device.type, wanted, found)
-
-
-def set_precision(model: nn.Module, precision: str) -> nn.Module:
-    """Converts a simplified `GeoposeUNetModel` in place, and returns it.
-
-    What decides about digits stays in float32: the last convolution of the height heads, heads of
-    other kinds as a whole, the orientation head, and the least squares of the scale.
-    """
-    kind = _TYPES.get(precision)
-    if kind is None:
-        return model
-    if not isinstance(model.agl_head, StripHead):
-        model.agl_head = Float32Head(model.agl_head)  # type: ignore[arg-type]
-    model.orientation_head = Float32Head(model.orientation_head)  # type: ignore[arg-type]
-    exact = {
-        id(values)
-        for module in model.modules()
-        if isinstance(module, (Float32Head, LastConv))
-        for values in (*module.parameters(), *module.buffers())
-    }
-    for values in (*model.parameters(), *model.buffers()):
-        if id(values) not in exact and values.is_floating_point():
-            values.data = values.data.to(kind)
-    return model

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geopose.checkpoints.load import LoadedModel
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError
 from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta
@@ -54,24 +54,15 @@ class Member(nn.Module):
 
     Args:
         loaded: the model and what its checkpoint says.
-        kind: the number format of the model's input.
-        memory_format: its layout; channels last suits simplified networks.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        kind: torch.dtype = torch.float32,
-        memory_format: torch.memory_format = torch.channels_last,
-    ) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
         self.model = loaded.model
-        self.kind = kind
         self.uses_torch_memory = getattr(loaded.model, "uses_torch_memory", True)
-        self.memory_format = memory_format
         self.channel_order = loaded.channel_order
         self.downsample = loaded.downsample
         self.scale_is_downsampled = loaded.scale_is_downsampled
@@ -93,7 +84,6 @@ class Member(nn.Module):
         return self._run_reduced(planes, gsd_m)
 
     def _run(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
-        planes = planes.to(self.kind, memory_format=self.memory_format)
         return Prediction.from_output(self.model(planes, gsd_m))
 
     def _run_reduced(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
@@ -103,11 +93,10 @@ class Member(nn.Module):
         planes = F.pad(planes, (0, -width % factor, 0, -height % factor), mode="replicate")
         pixels = factor if self.scale_is_downsampled else 1  # see LoadedModel
         reduced = self._run(F.avg_pool2d(planes, factor), gsd_m * pixels)
-        return Prediction(
-            self._enlarge(reduced.agl_m)[..., :height, :width],
-            self._enlarge(reduced.magnitude_px)[..., :height, :width] * pixels,
-            reduced.scale_px_per_m * pixels,
-            reduced.direction,
+        return reduced._replace(
+            agl_m=self._enlarge(reduced.agl_m)[..., :height, :width],
+            magnitude_px=self._enlarge(reduced.magnitude_px)[..., :height, :width] * pixels,
+            scale_px_per_m=reduced.scale_px_per_m * pixels,
         )
 
     def _enlarge(self, maps: Tensor) -> Tensor:

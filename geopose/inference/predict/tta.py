@@ -8,6 +8,7 @@ Predictions are summed as they come, so of the views only the images are all in 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,7 @@ ZOOM_STEP_PX = 256  # `ms`: the longer side becomes this much shorter and longer
 SMALLEST_ZOOM = 0.5  # an image shorter than twice the step is halved at most
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What a model, its views or an ensemble say about a batch of N images.
 
     Attributes:
@@ -42,11 +42,26 @@ class Prediction:
     def from_output(output: Mapping[str, Tensor]) -> "Prediction":
         """From a network's output fields, in float32."""
         return Prediction(
-            output[keys.OUTPUT_AGL_MASK].float(),
-            output[keys.OUTPUT_MAGNITUDE_MASK].float(),
-            output[keys.OUTPUT_VFLOW_SCALE].float(),
-            output[keys.OUTPUT_VFLOW_DIRECTION].float(),
-        )
+            output[keys.OUTPUT_AGL_MASK],
+            output[keys.OUTPUT_MAGNITUDE_MASK],
+            output[keys.OUTPUT_VFLOW_SCALE],
+            output[keys.OUTPUT_VFLOW_DIRECTION],
+        ).map(Tensor.float)
+
+    @staticmethod
+    def cat(predictions: Sequence["Prediction"]) -> "Prediction":
+        """One prediction for the images of all of these."""
+        if len(predictions) == 1:
+            return predictions[0]
+        return Prediction(*map(torch.cat, zip(*predictions, strict=True)))
+
+    def split(self) -> list["Prediction"]:
+        """One prediction for each image."""
+        return [Prediction(*parts) for parts in zip(*(x.split(1) for x in self), strict=True)]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Prediction":
+        """The prediction whose fields are all changed alike."""
+        return Prediction(*(change(x) for x in self))
 
     @property
     def angle_rad(self) -> Tensor:
@@ -72,32 +87,23 @@ class PredictionMean:
 
     def add(self, prediction: Prediction) -> None:
         """Adds one prediction; its direction counts with length 1."""
-        agl_m = torch.log(prediction.agl_m) if self._geometric else prediction.agl_m
-        unit = F.normalize(prediction.direction, dim=-1)
+        part = prediction._replace(direction=F.normalize(prediction.direction, dim=-1))
+        if self._geometric:
+            part = part._replace(agl_m=torch.log(part.agl_m))
         self._count += 1
         if self._sum is None:
             # Copies: a model may return a view of memory that it uses again.
-            self._sum = Prediction(
-                agl_m.clone(), prediction.magnitude_px.clone(),
-                prediction.scale_px_per_m.clone(), unit,
-            )  # fmt: skip
+            self._sum = part.map(torch.clone)
             return
-        self._sum.agl_m.add_(agl_m)
-        self._sum.magnitude_px.add_(prediction.magnitude_px)
-        self._sum.scale_px_per_m.add_(prediction.scale_px_per_m)
-        self._sum.direction.add_(unit)
+        for total, values in zip(self._sum, part, strict=True):
+            total.add_(values)
 
     def result(self) -> Prediction:
         """The mean; its direction is the mean vector, not normalised."""
         if self._sum is None:
             raise ValueError("mean of no predictions")
-        agl_m = self._sum.agl_m / self._count
-        return Prediction(
-            torch.exp(agl_m) if self._geometric else agl_m,
-            self._sum.magnitude_px / self._count,
-            self._sum.scale_px_per_m / self._count,
-            self._sum.direction / self._count,
-        )
+        mean = self._sum.map(lambda total: total / self._count)
+        return mean._replace(agl_m=torch.exp(mean.agl_m)) if self._geometric else mean
 
 
 @dataclass(frozen=True)
@@ -125,16 +131,19 @@ class View:
     def bring_back(self, prediction: Prediction, size: torch.Size) -> Prediction:
         """A prediction for `look`'s image, moved back to the image of `size` (H, W) as given."""
         back = self.symmetry.inverse
-        agl_m = back.apply_torch(prediction.agl_m)
-        magnitude_px = back.apply_torch(prediction.magnitude_px)
-        scale_px_per_m = prediction.scale_px_per_m
-        if self.step_px:
-            _, zoom = self._zoomed(size)
-            agl_m = _resize(agl_m, size)
-            magnitude_px = _resize(magnitude_px, size) / zoom
-            scale_px_per_m = scale_px_per_m / zoom
-        direction = back.map_vectors(F.normalize(prediction.direction, dim=-1))
-        return Prediction(agl_m, magnitude_px, scale_px_per_m, direction)
+        found = prediction._replace(
+            agl_m=back.apply_torch(prediction.agl_m),
+            magnitude_px=back.apply_torch(prediction.magnitude_px),
+            direction=back.map_vectors(F.normalize(prediction.direction, dim=-1)),
+        )
+        if not self.step_px:
+            return found
+        _, zoom = self._zoomed(size)
+        return found._replace(
+            agl_m=_resize(found.agl_m, size),
+            magnitude_px=_resize(found.magnitude_px, size) / zoom,
+            scale_px_per_m=found.scale_px_per_m / zoom,
+        )
 
     def predict(self, predictor: Predictor, image: Tensor, gsd_m: Tensor) -> Prediction:
         """Prediction of this view, moved back to the image as given."""

@@ -59,7 +59,7 @@ class ViewBatches:
             for number, item in items[done : done + len(found)]:
                 if item == len(looks[number].image) - 1:
                     own, ready = ready[: item + 1], ready[item + 1 :]
-                    yield number, _join(own)
+                    yield number, Prediction.cat(own)
             done += len(found)
 
     def _run(self, looks: Sequence[Look], items: Sequence[tuple[int, int]]) -> list[Prediction]:
@@ -73,7 +73,7 @@ class ViewBatches:
             try:
                 with self._offload.at_work(self._model):
                     if size in self._limits:
-                        return _split(self._model(image, gsd_m))
+                        return self._model(image, gsd_m).split()
                     return [self._measure(image, gsd_m, size)]
             except torch.OutOfMemoryError:
                 if len(chunk) == 1 and not self._offload.can_make_room():
@@ -120,28 +120,3 @@ def _even_share(count: int, limit: int) -> int:
     """
     chunks = -(-count // limit)
     return -(-count // chunks)
-
-
-def _split(prediction: Prediction) -> list[Prediction]:
-    """One prediction for each image."""
-    return [
-        Prediction(
-            prediction.agl_m[i : i + 1],
-            prediction.magnitude_px[i : i + 1],
-            prediction.scale_px_per_m[i : i + 1],
-            prediction.direction[i : i + 1],
-        )
-        for i in range(len(prediction.agl_m))
-    ]
-
-
-def _join(predictions: Sequence[Prediction]) -> Prediction:
-    """One prediction for all images."""
-    if len(predictions) == 1:
-        return predictions[0]
-    return Prediction(
-        torch.cat([p.agl_m for p in predictions]),
-        torch.cat([p.magnitude_px for p in predictions]),
-        torch.cat([p.scale_px_per_m for p in predictions]),
-        torch.cat([p.direction for p in predictions]),
-    )

@@ -23,8 +23,9 @@ FAST_IMAGES = 64  # what train.fast leaves of either part
 
 
 def _few(records: list[ImageRecord]) -> list[ImageRecord]:
-    """FAST_IMAGES of the records, spread over all of them and so over the cities."""
-    return records[:: max(1, len(records) // FAST_IMAGES)][:FAST_IMAGES]
+    """FAST_IMAGES of the records, spread evenly over all of them and so over the cities."""
+    count = min(len(records), FAST_IMAGES)
+    return [records[number * len(records) // count] for number in range(count)]
 
 
 def end_workers(loaders: Iterable[DataLoader]) -> None:

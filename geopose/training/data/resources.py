@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from geopose.errors import InputError
+from geopose.schema.numbers import is_whole
 from geopose.system.cores import usable_cores
 
 AUTO = "auto"
@@ -30,7 +31,7 @@ def _threads_from_environment() -> int:
 def _number(value: int | str, automatic: int, key: str, least: int) -> int:
     if value == AUTO:
         return automatic
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise InputError(f"{key}={value}: a whole number from {least}, or auto")
     return value
 

@@ -5,7 +5,7 @@ state that is too short.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from geopose.checkpoints.weights import check_fit
 from geopose.errors import InputError
-from geopose.training.optim import build_optimizer
 
+BuildOptimizer = Callable[[nn.Module], Optimizer]
 _STEPS = 12  # after as many updates every optimizer has all the state that it will have
 _RATES = ("lr", "initial_lr")
 
@@ -26,7 +26,7 @@ def check_fits(
     state: Mapping[str, Any],
     networks: Sequence[nn.Module],
     optimizer: Optimizer,
-    optimizer_cfg: Mapping[str, Any],
+    build: BuildOptimizer,
     path: Path,
 ) -> None:
     """Compares all tensors of a checkpoint with what they will be put into.
@@ -36,7 +36,7 @@ def check_fits(
         state: the part of it that says where the run stands.
         networks: the network and, if there is one, its average.
         optimizer: just made.
-        optimizer_cfg: its config block.
+        build: makes such an optimizer for another network.
         path: of the file, for messages.
 
     Raises:
@@ -50,7 +50,7 @@ def check_fits(
     for own in state["ranks"]:
         for network, values in zip(networks, own.get("buffers", []), strict=False):
             _check_buffers(network, values, path)
-    _check_optimizer(payload["optimizer_state_dict"], optimizer, optimizer_cfg, path)
+    _check_optimizer(payload["optimizer_state_dict"], optimizer, build, path)
 
 
 def check_driver(saved: Mapping[str, Any], own: Mapping[str, Any], name: str, path: Path) -> None:
@@ -100,7 +100,7 @@ def _check_buffers(network: nn.Module, values: Mapping[str, Tensor], path: Path)
 
 
 def _check_optimizer(
-    saved: Mapping[str, Any], optimizer: Optimizer, cfg: Mapping[str, Any], path: Path
+    saved: Mapping[str, Any], optimizer: Optimizer, build: BuildOptimizer, path: Path
 ) -> None:
     groups, state = saved.get("param_groups"), saved.get("state")
     own = optimizer.param_groups
@@ -116,7 +116,7 @@ def _check_optimizer(
                 raise _unfit(path, f"{key} in it is {group[key]!r:.40}")
         if any(not 0 <= group.get(key, 0) < math.inf for key in _RATES):
             raise _unfit(path, "a rate in it is none")
-    forms = _forms(cfg)
+    forms = _forms(build)
     for number, values in state.items():
         if type(number) is not int or not 0 <= number < len(parameters):
             raise _unfit(path, f"state of a parameter {number!r:.40}, which is not there")
@@ -148,12 +148,12 @@ class _Forms(NamedTuple):
     factored: set[str]
 
 
-def _forms(cfg: Mapping[str, Any]) -> _Forms | None:
+def _forms(build: BuildOptimizer) -> _Forms | None:
     """Found out on two small parameters, as it is written down nowhere; None = cannot be."""
     small = nn.Conv2d(3, 5, 2)
     names: list[set[str]] = []
     try:
-        optimizer = build_optimizer(small, {**cfg, "layerwise": {}}, 1)
+        optimizer = build(small)
         for _ in range(_STEPS):
             for parameter in small.parameters():
                 parameter.grad = torch.full_like(parameter, 0.01)

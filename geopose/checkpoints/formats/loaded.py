@@ -1,0 +1,43 @@
+"""What reading a checkpoint gives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready for inference and what its checkpoint says about its input and output.
+
+    Attributes:
+        model: in eval mode, on the CPU, float32.
+        config: the full training config from the file.
+        channel_order: "rgb" or "bgr", the order of the planes it was trained on.
+        downsample: images are reduced by this factor before the model (1 = not).
+        scale_is_downsampled: with downsample > 1, whether scale and gsd belong to the reduced image
+            (trained here) or to the full one (published checkpoints).
+        source: file name(s), for messages.
+    """
+
+    model: nn.Module
+    config: Mapping[str, Any]
+    channel_order: str
+    downsample: int
+    scale_is_downsampled: bool
+    source: str
+
+    @classmethod
+    def from_facts(cls, model: nn.Module, facts: Mapping[str, Any], source: str) -> "LoadedModel":
+        """A network and what `read_facts` says of its file; InputError if that cannot be."""
+        return cls(
+            model,
+            facts["checkpoint_data"]["config"],
+            facts["channel_order"],
+            downsample_of(facts, source),
+            facts.get("label_downsample") == LABELS_CONVERTED,
+            source,
+        )

@@ -1,0 +1,1 @@
+"""Raster files of any size, read and written in windows."""

@@ -1,0 +1,1 @@
+"""What configs may say: schemas, numbers, and keys that have gone."""
