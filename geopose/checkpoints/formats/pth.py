@@ -30,6 +30,7 @@ from geopose.checkpoints.formats.tar_format import is_tar, read_tar
 from geopose.checkpoints.formats.zip_format import check_zip, is_zip
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
+from geopose.files.kinds import foreign_kind
 
 ONNX = ".onnx"
 SAVED_VERSIONS = ("timm", "pytorch-toolbelt", "albumentations", "numpy")
@@ -145,8 +146,19 @@ def load_weights(path: str | Path) -> dict[str, Any]:
             f"{path}: an .onnx file can be run as a model, but gives no weights; use the .pth or "
             ".safetensors file that it was made of"
         )
+    check_kind(path)
     content = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
     return weights_of(content, path)
+
+
+def check_kind(path: Path) -> None:
+    """Raises InputError if a file is something else than a checkpoint of the kind of its name."""
+    try:
+        kind = foreign_kind(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if kind:
+        raise InputError(f"{path}: {kind}")
 
 
 def is_mapped(path: Path) -> bool:

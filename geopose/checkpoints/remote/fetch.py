@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from urllib.parse import unquote, urlparse
 
 import torch
 
+from geopose.checkpoints.formats.zip_format import check_zip, is_zip
 from geopose.checkpoints.remote.credentials import hide_credentials
 from geopose.checkpoints.remote.download import Patience, Unreachable, discard_part, download
-from geopose.errors import InputError, RunError
+from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path
+from geopose.files.kinds import foreign_kind
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +204,9 @@ def _fetch_alone(source: Source, patience: Patience, title: str) -> Path:
 def _download(source: Source, path: Path, patience: Patience, title: str) -> Path:
     part = path.with_name(path.name + ".part")
     download(source.entry, part, patience, title)
+    if problem := _problem(part, path.suffix):
+        discard_part(part)
+        raise InputError(f"{source.entry}: what the server sends {problem}; nothing was kept")
     digest = file_sha256(part)
     size = part.stat().st_size
     if source.sha256 not in (None, digest):
@@ -215,6 +221,17 @@ def _download(source: Source, path: Path, patience: Patience, title: str) -> Pat
     discard_part(part)
     logger.info("fetched %s: %.1f MB, sha256 %s", path, size / 1e6, digest)
     return path
+
+
+def _problem(part: Path, suffix: str) -> str:
+    """Why a downloaded file cannot be a checkpoint; empty if it may be one."""
+    try:
+        kind = foreign_kind(part, suffix)
+        if not kind and is_zip(part):
+            check_zip(part)
+    except zipfile.BadZipFile as error:
+        return f"is a damaged archive ({one_line(error, 120)})"
+    return kind
 
 
 @contextmanager
