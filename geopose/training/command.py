@@ -15,9 +15,12 @@ from geopose.config_folder import config_folder
 from geopose.errors import InputError, one_line
 from geopose.files.yaml_file import check_yaml_folder
 from geopose.schema.old_keys import without_old_arguments
+from geopose.schema.typed import quoted_for_hydra
 from geopose.system.optional import needs_extra
 
 _FOLDER_OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp")
+_MULTIRUN = {"-m", "--multirun"}
+_PATHS = ("experiment", "checkpoint", "transfer", "transfer_encoder_decoder", "dataset.data_dir")
 _status: list[int] = []  # exit code of each run that Hydra started
 
 
@@ -59,7 +62,8 @@ def train() -> int:
     launcher = ("--local-rank", "--local_rank")
     arguments = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
     try:
-        sys.argv[1:] = without_old_arguments(arguments)
+        arguments = without_old_arguments(arguments)
+        sys.argv[1:] = quoted_for_hydra(arguments, _PATHS, bool(_MULTIRUN & set(arguments)))
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_INPUT

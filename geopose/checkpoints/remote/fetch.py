@@ -51,7 +51,9 @@ class Source:
         Raises:
             InputError: a URL without a file name.
         """
-        return cached_path(self.entry) if is_url(self.entry) else Path(self.entry).expanduser()
+        # Of a user who is not known here, `~name` is a name like any other.
+        local = Path(os.path.expanduser(self.entry))
+        return cached_path(self.entry) if is_url(self.entry) else local
 
 
 def checkpoint_cache() -> Path:
