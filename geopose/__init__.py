@@ -2,9 +2,16 @@
 
 import os
 
+from geopose.system.home import ensure_home
+
 __version__ = "0.1.0"
 
 # These must be set before the libraries are first imported: albumentations looks up the network at
 # import, OpenCV warns at every JPEG 2000 read.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+# onnxruntime keeps a number for this machine and a queue of reports to its makers below the home
+# folder, and the hub's client tells its own what calls it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+ensure_home()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from geopose.errors import GeoposeError, Stopped, one_line
+from geopose.errors import GeoposeError, Stopped, one_line, printable
 
 EXIT_RUN = 1
 EXIT_INPUT = 2
@@ -27,7 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program; `message` says what is wrong with the arguments."""
-        self.exit(EXIT_INPUT, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_INPUT, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def positive_int(text: str) -> int:
@@ -41,6 +41,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+class _Plain(logging.Formatter):
+    """Names out of files cannot steer the terminal that a message is read on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, as it may be shown."""
+        return printable(super().format(record))
+
+
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -51,7 +59,9 @@ def setup_logging() -> None:
     Of several processes under a launcher only the first one talks, errors apart.
     """
     level = logging.INFO if _is_first_process() else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def run_command(

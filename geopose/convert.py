@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +36,7 @@ from geopose.data.raw import RAW_SUFFIX, write_raw
 from geopose.data.rgb import read_image, write_png
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import partial_files
+from geopose.files.lock import locked
 from geopose.files.origin import Origin, is_up_to_date, read_origin
 from geopose.system.cores import usable_cores
 
@@ -157,6 +159,17 @@ def convert_directory(
         _check_room(data_dir, waiting)
     _mention_unmarked(sorted({task.target for task in tasks} - {task.target for task in waiting}))
     result = Conversion(skipped=len(tasks) - len(waiting))
+    with ExitStack() as locks:
+        for folder in sorted({task.target.parent for task in waiting}):
+            locks.enter_context(locked(folder, "--data-dir"))
+        _convert_waiting(waiting, workers, progress, result)
+    return result
+
+
+def _convert_waiting(
+    waiting: Sequence[_Task], workers: int, progress: bool, result: Conversion
+) -> None:
+    """Converts files and counts them in `result`."""
     outcomes = _convert_all(waiting, min(workers, len(waiting)))
     for failure in tqdm(
         outcomes, total=len(waiting), unit="file", disable=not (progress and waiting)
@@ -166,7 +179,6 @@ def convert_directory(
             tqdm.write(f"failed: {failure}", file=sys.stderr)
         else:
             result.converted += 1
-    return result
 
 
 def _all_tasks(data_dir: Path, suffix: str, layout: str) -> list[_Task]:

@@ -16,6 +16,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with self.server.lock:
             self.server.requests.append((self.path, self.headers.get("Range")))
+            self.server.authorizations.append(self.headers.get("Authorization"))
             answers = self.server.answers
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
         answer(self)
@@ -43,6 +44,7 @@ class FileServer(ThreadingHTTPServer):
     Attributes:
         answers: what is done with the coming requests.
         requests: (path, Range header) of those that came.
+        authorizations: of the same requests.
         released: set it to let go of answers that `stall`.
     """
 
@@ -52,6 +54,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers = list(answers)
         self.requests: list[tuple[str, str | None]] = []
+        self.authorizations: list[str | None] = []
         self.lock = threading.Lock()
         self.released = threading.Event()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)

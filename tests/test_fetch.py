@@ -1,5 +1,6 @@
 """Fetching checkpoints from servers good and bad: the right bytes arrive, or nothing does."""
 
+import base64
 import hashlib
 import json
 import os
@@ -294,3 +295,52 @@ def test_the_cache_is_torch_hubs_folder_by_default(tmp_path: Path, monkeypatch) 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     url = "https://example.org/a%20model.pth?download=1"
     assert cached_path(url) == tmp_path / "hub" / "checkpoints" / "a model.pth"
+
+
+USER = "user:s%40cret@"
+
+
+def test_credentials_are_used_and_not_told(
+    cache: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("DEBUG")
+    with FileServer(cut_off(BODY, 1000), ranges(BODY)) as server:
+        path = get(server.url("a.pth").replace("//", f"//{USER}"))
+    wanted = f"Basic {base64.b64encode(b'user:s@cret').decode()}"
+    assert server.authorizations == [wanted, wanted]
+    assert path == cache / "a.pth"
+    told = caplog.text + "".join(capfd.readouterr()) + (cache / "a.pth.sha256").read_text()
+    assert "user" not in told
+    assert "cret" not in told
+
+
+@pytest.mark.parametrize(
+    "answer", [status(403), status(404), silence, whole(b"", Content_Type="text/html")]
+)
+def test_no_error_tells_credentials(answer, caplog: pytest.LogCaptureFixture, cache: Path) -> None:
+    caplog.set_level("DEBUG")
+    with FileServer(answer) as server, pytest.raises((InputError, RunError)) as caught:
+        get(server.url("a.pth").replace("//", f"//{USER}"))
+    told = caplog.text + str(caught.value) + "".join(map(str, cache.rglob("*")))
+    assert "cret" not in told
+    for url in (f"http://{USER}no.such.host.invalid/a.pth", f"http://{USER}[bad/a.pth"):
+        with pytest.raises((InputError, RunError)) as caught:
+            get(url)
+        assert "cret" not in str(caught.value)
+
+
+def test_credentials_stay_with_their_server(cache: Path) -> None:
+    with (
+        FileServer(whole(BODY)) as other,
+        FileServer(
+            lambda request: request.reply(302, Location=other.url("a.pth"), Content_Length=0)
+        ) as server,
+    ):
+        get(server.url("a.pth").replace("//", f"//{USER}"))
+    assert server.authorizations != [None]
+    assert other.authorizations == [None]
+
+
+def test_credentials_in_what_a_config_says() -> None:
+    error = InputError("{'checkpoint': 'HTTPS://u:p:w@x@host/a@b.pth'}: no http://a:b@c")
+    assert str(error) == "{'checkpoint': 'HTTPS://host/a@b.pth'}: no http://c"

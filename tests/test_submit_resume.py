@@ -181,7 +181,7 @@ def test_another_checkpoint_under_the_same_name(job, caplog):
     write_checkpoint(job.folder / "a.pth", seed=2)
     with caplog.at_level("INFO"):
         assert job.redone() == set(NAMES)
-    assert "made with other settings (models)" in caplog.text
+    assert "made with other settings (sha256 of model 1" in caplog.text
     assert job.content() != before
 
 

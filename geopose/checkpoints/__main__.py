@@ -14,11 +14,13 @@ from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha2
 from geopose.checkpoints.remote.listed import listed_sources
 from geopose.cli import ArgumentParser, run_command
 from geopose.config_folder import shipped_or_own
-from geopose.errors import InputError
+from geopose.errors import InputError, one_line, printable
+
+_LONGEST = 2000  # characters of a line of `info`; what follows is no description any more
 
 
 def _say_hash(path: Path) -> None:
-    sys.stdout.write(f"{file_sha256(path)}  {path}\n")
+    sys.stdout.write(printable(f"{file_sha256(path)}  {path}") + "\n")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -46,9 +48,9 @@ def _info(args: argparse.Namespace) -> None:
     given = _given(args)
     for number, name in enumerate(args.files):
         path = fetch(Source(name))
-        sys.stdout.write(f"{'' if number == 0 else chr(10)}{path}\n")
+        sys.stdout.write(printable(f"{'' if number == 0 else chr(10)}{path}") + "\n")
         for key, value in describe(path, given).items():
-            sys.stdout.write(f"  {key + ':':<15} {value}\n")
+            sys.stdout.write(f"  {key + ':':<15} {one_line(value, _LONGEST)}\n")
 
 
 def _average(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from geopose.checkpoints.formats.pth import ONNX, save_checkpoint
 from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
 from geopose.checkpoints.formats.safetensors_file import write_safetensors
 from geopose.errors import InputError
+from geopose.files.lock import locked
 from geopose.files.writable import check_file_target
 from geopose.system.optional import needs_extra
 
@@ -63,5 +64,5 @@ def write_network(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> 
     Raises:
         RunError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[path.suffix](path, loaded, facts)
+    with locked(path.parent, str(path), f".{path.name[:80]}.lock"):
+        WRITERS[path.suffix](path, loaded, facts)

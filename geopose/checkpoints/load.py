@@ -11,7 +11,7 @@ from geopose.checkpoints.formats.contents import check_network, settled
 from geopose.checkpoints.formats.facts import downsample_of, facts_of
 from geopose.checkpoints.formats.given import GivenNetwork
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.checkpoints.formats.pth import ONNX, load_checkpoint, load_weights
+from geopose.checkpoints.formats.pth import ONNX, check_kind, load_checkpoint, load_weights
 from geopose.checkpoints.weights import check_fit, current_names, load_weights_strict, mean_weights
 from geopose.errors import InputError
 from geopose.models.build import build_model
@@ -58,6 +58,8 @@ def read_facts(path: Path, given: GivenNetwork | None = None) -> dict[str, Any]:
         return facts_of(load_checkpoint(path, given), str(path))
     if given is not None:
         raise InputError(f"{path}: an .onnx file is a network itself; leave {given.source} out")
+    if path.is_file():
+        check_kind(path)
     with needs_extra("onnx", str(path)):  # here, as it takes a second and is rarely needed
         from geopose.checkpoints.formats.onnx_file import read_onnx_facts
 

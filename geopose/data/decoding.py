@@ -12,6 +12,7 @@ from PIL import Image
 
 from geopose.data.formats.nodata import is_mask
 from geopose.errors import InputError
+from geopose.files.ordinary import check_ordinary
 
 # A header can claim any size. Beyond these it is refused instead of exhausting the memory;
 # OpenJPEG needs 12 bytes a pixel while decoding, hence its lower limit.
@@ -50,6 +51,7 @@ class WrongKind(Exception):
 
 def read_bytes(path: Path, count: int = -1) -> bytes:
     try:
+        check_ordinary(path)
         with path.open("rb") as file:
             return file.read(count)
     except (OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from geopose.data.decoding import read_bytes
 from geopose.errors import InputError, one_line
 from geopose.files.atomic import atomic_path
+from geopose.files.ordinary import check_ordinary
 from geopose.files.origin import Origin
 
 RAW_SUFFIX = ".npy"
@@ -103,6 +104,7 @@ def _fill(file: int, part: memoryview, position: int, path: Path) -> None:
 @contextmanager
 def _readable(path: Path) -> Iterator[int]:
     try:
+        check_ordinary(path)
         file = os.open(path, os.O_RDONLY)
         try:
             yield file
@@ -120,6 +122,7 @@ def open_raw(path: Path | str) -> RawFile:
     """
     path = Path(path)
     try:
+        check_ordinary(path)
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0

@@ -4,6 +4,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from geopose.files.ordinary import check_ordinary
+
 _CHUNK = 1 << 20
 
 
@@ -22,6 +24,7 @@ class FileStamp:
     @staticmethod
     def of_file(path: Path) -> "FileStamp":
         """The stamp of a file, read from its first to its last byte; OSError if that fails."""
+        check_ordinary(path)
         size = checksum = 0
         with path.open("rb") as content:
             while chunk := content.read(_CHUNK):

@@ -1,5 +1,6 @@
 """Reads and checks inference configs: YAML and `key=value` arguments in, plain values out."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,17 @@ from yaml import YAMLError
 from geopose.checkpoints.formats.given import GivenNetwork, read_network
 from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
+from geopose.files.yaml_file import load_yaml
 from geopose.inference.engines.backends import BACKENDS, OLD_NAMES
 from geopose.inference.engines.precision import PRECISIONS
 from geopose.inference.predict.ensemble import TTA_MODES, TTA_PER_MODEL
 from geopose.inference.predict.tta import Tta
 from geopose.schema.check import checked, key, section
+from geopose.schema.typed import as_typed
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 _Config = DictConfig | ListConfig
+_PATHS = ("submission_dir",)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -54,7 +58,7 @@ class _Model:
     """An entry of `ensemble.models` that is more than a path or URL."""
 
     checkpoint: str | None = key(None)
-    sha256: str | None = key(None)
+    sha256: str | None = key(None, meaning="64 hex digits")
     average_checkpoints: list[Any] | None = key(None, least=1, meaning="paths or URLs")
     downsample: int | None = key(None, least=1)
     model: str | None = key(None, meaning="a model YAML, such as configs/model/b7_unet.yaml")
@@ -66,7 +70,7 @@ class _Pinned:
     """A file with the hash that it must have."""
 
     checkpoint: str = key(meaning="a path or URL")
-    sha256: str | None = key(None)
+    sha256: str | None = key(None, meaning="64 hex digits")
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def _config(path: Path, content: Mapping[str, Any]) -> InferenceConfig:
             _model_entry(entry, f"ensemble.models[{number}]")
             for number, entry in enumerate(ensemble["models"])
         ),
-        submission_dir=Path(content["submission_dir"]).expanduser(),
+        submission_dir=Path(os.path.expanduser(content["submission_dir"])),
         tta=ensemble["tta"],
         tta_mode=ensemble["tta_mode"],
         batch_size=inference["batch_size"],
@@ -187,17 +191,20 @@ def _read(path: Path, overrides: Sequence[str]) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     try:
-        merged = OmegaConf.load(path)
+        merged: _Config = load_yaml(path)
         for override in overrides:
             merged = _override(merged, override)
         return OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable config: {error}") from error
 
 
 def _override(config: _Config, argument: str) -> _Config:
     """The config with one `key=value` argument in it; InputError naming the argument."""
-    above = argument.partition("=")[0].rpartition(".")[0]
+    name, _, text = argument.partition("=")
+    if name in _PATHS:
+        return OmegaConf.merge(config, {name: as_typed(text)})
+    above = name.rpartition(".")[0]
     while above:
         if OmegaConf.is_list(OmegaConf.select(config, above, throw_on_missing=False)):
             raise InputError(

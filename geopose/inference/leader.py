@@ -110,7 +110,10 @@ class Leader:
         if not self._options.force:
             self._manifest = known
         self._manifest.hashes = hashes
-        plan = make_plan(images, self._manifest, self.folder, settings, self._options.visualize)
+        names = ["+".join(file.name for file in entry.files) for entry in self._config.models]
+        plan = make_plan(
+            images, self._manifest, self.folder, settings, self._options.visualize, names
+        )
         warn_unconverted([task.record for task in plan.tasks])
         return plan
 

@@ -25,7 +25,9 @@ from geopose.data.rgb import write_j2k
 from geopose.data.vflow import write_vflow
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path, partial_files
-from geopose.files.lock import NAME as LOCK_NAME
+from geopose.files.lock import NAME as LOCK
+from geopose.files.lock import locked
+from geopose.files.writable import check_folder_target
 from geopose.sample_city.view.render import render_scene, scene_id, shape_of
 from geopose.sample_city.world.cities import CITIES, scene_parameters
 
@@ -95,13 +97,20 @@ def write_dataset(
     """
     spec = _checked_spec(train, test, size, seed, workers, cities)
     root = Path(out_dir)
+    _check_target(root)
+    with locked(root, "OUT_DIR"):
+        return _write_all(root, spec, workers)
+
+
+def _write_all(root: Path, spec: SampleSpec, workers: int) -> int:
+    """Everything that is not there yet; returns the number of scenes rendered."""
     _claim(root, spec)
     for folder in _FOLDERS:
         for suffix in (".j2k", ".tif", ".json"):
             for stale in partial_files(root / folder, suffix):
                 stale.unlink(missing_ok=True)
     jobs = [
-        (root, split, city, index, spec.size, seed)
+        (root, split, city, index, spec.size, spec.seed)
         for split, city, index in spec.scenes()
         if not all(path.exists() for path in _scene_files(root, split, city, index))
     ]
@@ -132,11 +141,16 @@ def _checked_spec(
     return SampleSpec(train, test, shape_of(size), seed, tuple(cities))
 
 
+def _check_target(root: Path) -> None:
+    """Raises InputError if there is something that is no directory, or nothing can be written."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file: name a directory to write to")
+    check_folder_target(root, "OUT_DIR")
+
+
 def _claim(root: Path, spec: SampleSpec) -> None:
     """Makes the directory ours, or refuses to mix data sets."""
     marker = root / MARKER
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file: name a directory to write to")
     if marker.is_file():
         try:
             present = json.loads(marker.read_text())
@@ -165,7 +179,7 @@ def _is_unused(root: Path) -> bool:
     """Whether a directory holds no more than a run leaves that was killed before its marker."""
     if not root.exists():
         return True
-    ours = {*partial_files(root, Path(MARKER).suffix), root / LOCK_NAME}
+    ours = {*partial_files(root, Path(MARKER).suffix), root / LOCK}
     return all(
         path in ours or (path.name in _FOLDERS and path.is_dir() and not any(path.iterdir()))
         for path in root.iterdir()

@@ -145,6 +145,11 @@ def _value(node: Any, one: Field[Any], hint: Any, given: Mapping[str, Any], insi
         if limits.meaning and not isinstance(value, Mapping):
             raise InputError(f"{where}={shown(value)}: {limits.meaning}")
         return checked(cast(type, hint), {} if value is None else value, f"{where}.")
+    if _is_text_only(hint) and not limits.choices and not isinstance(value, str | None):
+        raise InputError(
+            f"{where}={shown(value)}: YAML reads this as {_kind(value)}, and it must be "
+            f"{limits.describe(hint)}; put it in quotes, such as {one.name}: '{shown(value)}'"
+        )
     refused = InputError(f"{where}={shown(value)}: must be {limits.describe(hint)}")
     if one.name in given:
         try:
@@ -157,6 +162,18 @@ def _value(node: Any, one: Field[Any], hint: Any, given: Mapping[str, Any], insi
     if not limits.allow(value):
         raise refused
     return value
+
+
+def _is_text_only(hint: Any) -> bool:
+    kinds = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
+    return kinds <= {str, NoneType}
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in words."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a mapping"
+    return _WORDS[bool] if isinstance(value, bool) else "a number"
 
 
 def _items(hint: Any, value: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,10 +12,15 @@ from omegaconf import DictConfig
 
 from geopose.cli import EXIT_INPUT, run_command
 from geopose.config_folder import config_folder
-from geopose.errors import InputError
+from geopose.errors import InputError, one_line
+from geopose.files.yaml_file import check_yaml_folder
 from geopose.schema.old_keys import without_old_arguments
+from geopose.schema.typed import quoted_for_hydra
 from geopose.system.optional import needs_extra
 
+_FOLDER_OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp")
+_MULTIRUN = {"-m", "--multirun"}
+_PATHS = ("experiment", "checkpoint", "transfer", "transfer_encoder_decoder", "dataset.data_dir")
 _status: list[int] = []  # exit code of each run that Hydra started
 
 
@@ -30,6 +36,19 @@ def _run(config: DictConfig) -> None:
     _status[-1] = run_command(run)
 
 
+def _check_own_configs(arguments: Sequence[str]) -> None:
+    """Looks at the YAML files of folders that the user names, before Hydra reads them.
+
+    Raises:
+        InputError: one of them is none, or of a size that no config has.
+    """
+    for number, argument in enumerate(arguments):
+        name, is_one, value = argument.partition("=")
+        if name in _FOLDER_OPTIONS:
+            folder = value if is_one else "".join(arguments[number + 1 : number + 2])
+            check_yaml_folder(Path(folder))
+
+
 def _bad_group(arguments: Sequence[str]) -> str | None:
     """The argument that gives a config group a value that is no name, at which Hydra breaks."""
     groups = [path.name for path in config_folder().iterdir() if path.is_dir()]
@@ -43,7 +62,8 @@ def train() -> int:
     launcher = ("--local-rank", "--local_rank")
     arguments = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
     try:
-        sys.argv[1:] = without_old_arguments(arguments)
+        arguments = without_old_arguments(arguments)
+        sys.argv[1:] = quoted_for_hydra(arguments, _PATHS, bool(_MULTIRUN & set(arguments)))
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_INPUT
@@ -55,7 +75,11 @@ def train() -> int:
 
         register_help(config_folder())
     try:
+        _check_own_configs(sys.argv[1:])
         _run()
+    except InputError as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        return EXIT_INPUT
     except BrokenPipeError:  # the help, read by `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

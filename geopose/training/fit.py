@@ -2,6 +2,7 @@
 leaves is a run directory with checkpoints, logs and the config itself.
 """
 
+import contextlib
 import logging
 import os
 import zlib
@@ -12,8 +13,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.optim import Optimizer
 
+from geopose.checkpoints.remote.credentials import hide_credentials
 from geopose.construct import plain
 from geopose.distributed import (
     exchange_errors,
@@ -39,10 +43,12 @@ from geopose.training.check import check_batch_norm, check_config, check_loss, c
 from geopose.training.data.loaders import build_loaders, end_workers
 from geopose.training.data.resources import choose_resources
 from geopose.training.ema import build_ema
-from geopose.training.initial_weights import apply_initial_weights
+from geopose.training.initial_weights import WEIGHTS_KEYS, apply_initial_weights
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.precision import Precision
-from geopose.training.resume.position import STATE
+from geopose.training.resume.fits import check_driver, check_fits
+from geopose.training.resume.ownership import Ownership
+from geopose.training.resume.position import LAST, STATE
 from geopose.training.resume.run_files import rewind
 from geopose.training.runner import GeoposeRunner, RunParts, build_engine
 from geopose.training.start import LAUNCH_FILE, Start, abandon, choose_start, launch_name
@@ -118,14 +124,18 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         optimizer_cfg["lr"] * world_size(),
         cfg["runner"]["main_mode"],
     )
+    ema = build_ema(model, train["ema"])
+    callbacks = build_callbacks(cfg, start.run_dir, budget, _header(cfg))
+    if start.payload is not None:
+        _check_resume(start, model, ema, optimizer, scheduler, precision)
     return RunParts(
         model=model,
-        ema=build_ema(model, train["ema"]),
+        ema=ema,
         criterion=criterion,
         optimizer=optimizer,
         scheduler=scheduler,
         loaders=loaders,
-        callbacks=build_callbacks(cfg, start.run_dir, budget, _header(cfg)),
+        callbacks=callbacks,
         engine=build_engine(device),
         precision=precision,
         header={**_header(cfg), "data_checksum": _data_checksum(loaders)},
@@ -134,6 +144,29 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         cfg=cfg,
         payload=start.payload,
     )
+
+
+def _check_resume(
+    start: Start,
+    model: nn.Module,
+    ema: ModelEmaV3 | None,
+    optimizer: Optimizer,
+    scheduler: Any,
+    precision: Precision,
+) -> None:
+    """Refuses a checkpoint that is not one of this run, as long as nothing has been written."""
+    assert start.payload is not None
+    assert start.source is not None
+    payload, path = start.payload, start.source
+    networks = [model] if ema is None else [model, ema.module]
+
+    def build(network: nn.Module) -> Optimizer:
+        return build_optimizer(network, {**start.cfg["optimizer"], "layerwise": {}}, world_size())
+
+    check_fits(payload, payload[STATE], networks, optimizer, build, path)
+    for name, driver in (("scheduler", scheduler), ("scaler", precision.scaler)):
+        key = f"{name}_state_dict"
+        check_driver(payload[key], driver.state_dict(), key, path)
 
 
 def _precision_name(optimizer_cfg: Mapping[str, Any]) -> str:
@@ -160,17 +193,22 @@ def _check_same_data(start: Start, loaders: Mapping[str, Any]) -> None:
         )
 
 
-def _make_run_directory(start: Start) -> None:
+def _make_run_directory(start: Start, owner: Ownership) -> None:
     """Makes it on rank 0, with the whole config in it; a resumed one goes back to its checkpoint.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or another training has begun in it meanwhile.
     """
     if not is_main():
         return
     run_dir = start.run_dir
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        owner.take(run_dir)
+        if start.payload is None and (_first_folder(start.cfg, run_dir) / LAST).is_file():
+            raise InputError(
+                f"experiment: another run has begun in {run_dir}; give another experiment=DIR"
+            )
         if (run_dir / LAUNCH_FILE).is_file():  # ours: what is there may be cut back
             rewind(run_dir, start.payload[STATE]["files"] if start.payload else {})
         (run_dir / LAUNCH_FILE).write_text(launch_name(), encoding="utf-8")
@@ -202,15 +240,16 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
     device = init_from_env()
     if device.type == "cpu":
         keep_freed_memory()
-    with exchange_errors(), StopSignal() as signals:
+    owner = Ownership()
+    with exchange_errors(), StopSignal() as signals, contextlib.closing(owner):
         cfg, own = together(lambda: _checked(config, overrides))
-        start = choose_start(cfg, own)
+        start = choose_start(cfg, own, owner)
         start = replace(start, cfg=together(lambda: check_config(start.cfg)))
         _apply_switches(start.cfg)
         if _is_finished(start):
             logger.info("%s: finished already; nothing to do", start.run_dir)
         else:
-            parts = _prepare(start, device)
+            parts = _prepare(start, device, owner)
             _announce(start, parts, device)
             try:
                 _run(parts, signals)
@@ -223,14 +262,24 @@ def fit(config: DictConfig, overrides: Sequence[str] | None = None) -> Path:
     return start.run_dir
 
 
-def _prepare(start: Start, device: torch.device) -> RunParts:
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers; what it says goes into files, passwords must not."""
+    cfg: dict[str, Any] = plain(config)
+    for key in WEIGHTS_KEYS:
+        if isinstance(cfg.get(key), str):
+            cfg[key] = hide_credentials(cfg[key])
+    return cfg
+
+
+def _prepare(start: Start, device: torch.device, owner: Ownership) -> RunParts:
     try:
         parts = together(lambda: _assemble(start, device))
     except GeoposeError:
+        owner.close()
         if is_main() and not start.cfg["experiment"] and start.payload is None:
             abandon(start.run_dir)
         raise
-    together(lambda: _make_run_directory(start))
+    together(lambda: _make_run_directory(start, owner))
     return parts
 
 
@@ -239,7 +288,7 @@ def _checked(
 ) -> tuple[dict[str, Any], list[str] | None]:
     """What `fit` is given, without keys that have gone."""
     own = None if overrides is None else without_old_arguments(overrides)
-    return check_config(plain(config)), own
+    return check_config(_plain(config)), own
 
 
 def _is_finished(start: Start) -> bool:

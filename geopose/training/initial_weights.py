@@ -17,6 +17,7 @@ from geopose.models.legacy import rename_state_dict
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS_KEYS = ("checkpoint", "transfer", "transfer_encoder_decoder")
 PARTS = ("encoder.", "decoder.")
 
 

@@ -19,10 +19,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.distributed import broadcast_object, is_main, together, world_size
-from geopose.errors import InputError
+from geopose.errors import InputError, one_line
 from geopose.models.build import model_slug
 from geopose.models.legacy import current_model_config
 from geopose.schema.old_keys import without_old_keys
+from geopose.training.resume.form import check_form
+from geopose.training.resume.ownership import Ownership
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
 
 logger = logging.getLogger(__name__)
@@ -48,26 +50,39 @@ class Start:
     run_dir: of the run.
     cfg: the config that counts, for a resumed run that of its beginning with the user's changes.
     payload: the checkpoint to go on from; None = from the beginning.
+    source: the file that it was read from.
     """
 
     run_dir: Path
     cfg: dict[str, Any]
     payload: Mapping[str, Any] | None = None
+    source: Path | None = None
 
 
-def choose_start(cfg: dict[str, Any], overrides: Sequence[str] | None) -> Start:
+def choose_start(
+    cfg: dict[str, Any], overrides: Sequence[str] | None, owner: Ownership | None = None
+) -> Start:
     """Finds out what this command is to do. All ranks call it together.
 
     Args:
         cfg: the composed config.
         overrides: the user's arguments (`key=value`); keys that are not among them follow the run
             that is resumed. None = every key counts as set by the user.
+        owner: takes the run directory, if it is there, before anything in it is read.
 
     Raises:
-        InputError: a run is there that differs or must not be resumed, or there is none.
+        InputError: a run is there that differs, must not be resumed, or is going on; or there is
+            none.
     """
     named = together(lambda: str(_run_dir(cfg)) if is_main() else "")
     run_dir = Path(broadcast_object(named))
+
+    def take() -> None:
+        if owner is not None and run_dir.is_dir():
+            with contextlib.suppress(OSError):  # of a finished run nothing but reading is wanted
+                owner.take(run_dir)
+
+    together(take)
     return together(lambda: _start_in(run_dir, cfg, overrides))
 
 
@@ -135,24 +150,36 @@ def _start_in(run_dir: Path, cfg: dict[str, Any], overrides: Sequence[str] | Non
     if cfg["resume"] is False:
         raise InputError(f"{run_dir}: already holds a run; give another experiment=DIR")
     path, payload = _first_readable(here)
-    if STATE not in payload:
+    try:
+        return Start(run_dir, _continued(cfg, payload, overrides, path), payload, path)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: holds no training state to resume from; give last.pth of a run, or "
-            "checkpoint= without resume=true to start from its weights"
-        )
-    return Start(run_dir, _continued(cfg, payload, overrides, path), payload)
+            f"{path}: the config in it is not that of a training ({one_line(error, 80)}); give "
+            "another experiment=DIR"
+        ) from error
 
 
 def _first_readable(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     for number, path in enumerate(paths):
         try:
-            return path, load_checkpoint(path)
+            return path, _resumable(path)
         except InputError as error:
             if number == len(paths) - 1:
                 raise
             if is_main():
                 logger.warning("%s; going on from %s instead", error, paths[number + 1])
     raise AssertionError("no path given")
+
+
+def _resumable(path: Path) -> dict[str, Any]:
+    payload = load_checkpoint(path)
+    if STATE not in payload:
+        raise InputError(
+            f"{path}: holds no training state to resume from; give last.pth of a run, or "
+            "checkpoint= without resume=true to start from its weights"
+        )
+    check_form(payload, STATE, path)
+    return payload
 
 
 def _continued(

@@ -9,12 +9,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from geopose.construct import plain
 from geopose.errors import InputError, one_line
+from geopose.files.yaml_file import check_yaml, load_yaml
 from geopose.models.build import ChannelOrder, channel_order
 from geopose.models.legacy import current_model_config, has_published_names
 
@@ -106,14 +107,33 @@ def read_network(path: Path, said_order: object = None) -> GivenNetwork:
     return GivenNetwork(path, text, said_order)  # type: ignore[arg-type]
 
 
+def _parents(defaults: object, path: Path) -> list[Path]:
+    """The files beside a YAML, and in folders beside it, that it may build on."""
+    if not isinstance(defaults, ListConfig):
+        return []
+    beside = path.parent.glob("*.yaml")
+    groups = [str(key) for entry in defaults if isinstance(entry, DictConfig) for key in entry]
+    below = [file for group in groups for file in path.parent.glob(f"{group}/*.yaml")]
+    return [file for file in (*beside, *below) if file.is_file()]
+
+
 def _composed(path: Path) -> DictConfig:
     """A YAML file with what its `defaults` name, as Hydra puts it together."""
     try:
-        config = OmegaConf.load(path)
+        config = load_yaml(path)
         if isinstance(config, DictConfig) and "defaults" in config:
+            for file in _parents(config["defaults"], path):
+                check_yaml(file)
             with initialize_config_dir(str(path.parent.resolve()), version_base="1.3"):
                 config = compose(path.name)
-    except (YAMLError, OmegaConfBaseException, HydraException, OSError, ValueError) as error:
+    except (
+        YAMLError,
+        OmegaConfBaseException,
+        HydraException,
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:
         raise InputError(f"not a readable model YAML ({one_line(error, 200)})") from error
     if not isinstance(config, DictConfig):
         raise InputError("not a model YAML: it must hold encoder, decoder and heads")

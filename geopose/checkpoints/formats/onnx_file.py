@@ -9,7 +9,7 @@ pixels per metre) and `direction` (N x 2, (sin a, cos a) of any length). N, H an
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -128,7 +128,7 @@ def _check_graphs(model: onnx.ModelProto, path: Path) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
     for nodes in [graph.node, *(function.node for function in model.functions)]:
         _check_nodes(nodes, functions, path)
-    for tensor in graph.initializer:
+    for tensor in _tensors(model):
         _check_inside(tensor, path)
     if graph.sparse_initializer:
         raise InputError(f"{path}: holds sparse weights, which are not possible here")
@@ -142,12 +142,25 @@ def _check_nodes(nodes: Any, functions: set[tuple[str, str]], path: Path) -> Non
                 f"{path}: uses the operator {node.domain}.{node.op_type}; only ONNX's own run here"
             )
         for attribute in node.attribute:
-            for tensor in [attribute.t, *attribute.tensors]:
-                _check_inside(tensor, path)
             for graph in [attribute.g, *attribute.graphs]:
                 _check_nodes(graph.node, functions, path)
-                for tensor in graph.initializer:
-                    _check_inside(tensor, path)
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a message, whatever it is a part of: weights, dense and sparse, constants,
+    branches, functions, and parts that nobody has thought of."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in _parts(value):
+                yield from _tensors(part)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """The messages of a field, which holds one or several."""
+    return [value] if hasattr(value, "ListFields") else value
 
 
 def _check_inside(tensor: onnx.TensorProto, path: Path) -> None:

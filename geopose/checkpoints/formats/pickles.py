@@ -14,6 +14,8 @@ import numpy as np
 
 from geopose.checkpoints.formats import omegaconf_pickles
 
+_MOST_VALUES, _MOST_DIMENSIONS = 1_000_000, 8
+
 
 class _PickledDtype:
     """Stands in for numpy.dtype while a file is read: numbers and text only, no state of numpy."""
@@ -49,6 +51,8 @@ class _PickledArray(list):
         if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes):
             raise pickle.UnpicklingError("malformed numpy array")
         flat = np.frombuffer(data, dtype=dtype.numpy())
+        if flat.size > _MOST_VALUES or len(shape) > _MOST_DIMENSIONS:  # lists take far more memory
+            raise pickle.UnpicklingError("numpy array too large for a metric")
         values = flat.reshape(shape, order="F" if is_fortran else "C").tolist()
         self[:] = values if isinstance(values, list) else [values]
 

@@ -28,8 +28,10 @@ from geopose.checkpoints.formats.pickles import ALLOWED
 from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
 from geopose.checkpoints.formats.safetensors_file import read_safetensors
 from geopose.checkpoints.formats.tar_format import is_tar, read_tar
+from geopose.checkpoints.formats.zip_format import check_zip, is_zip
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
+from geopose.files.kinds import foreign_kind
 
 ONNX = ".onnx"
 SAVED_VERSIONS = ("timm", "pytorch-toolbelt", "albumentations", "numpy")
@@ -121,8 +123,9 @@ def _to_disk(path: Path) -> None:
 def load_checkpoint(path: str | Path, given: GivenNetwork | None = None) -> dict[str, Any]:
     """Reads a .pth or .safetensors checkpoint onto the CPU without running anything in it.
 
-    Tensors are memory-mapped, so that parts nobody looks at (the optimizer's state) are never read;
-    only a .pth in the formats of torch before 1.6 has to be read whole.
+    Tensors are memory-mapped, so that parts nobody looks at (the optimizer's state) take no memory;
+    only a .pth in the formats of torch before 1.6, or a compressed one, has to be read whole. Of a
+    zip archive the checksums are compared, once in a process.
 
     Args:
         path: the file.
@@ -153,13 +156,26 @@ def load_weights(path: str | Path) -> dict[str, Any]:
             f"{path}: an .onnx file can be run as a model, but gives no weights; use the .pth or "
             ".safetensors file that it was made of"
         )
+    check_kind(path)
     content = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)
     return weights_of(content, path)
 
 
+def check_kind(path: Path) -> None:
+    """Raises InputError if a file is something else than a checkpoint of the kind of its name."""
+    try:
+        kind = foreign_kind(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if kind:
+        raise InputError(f"{path}: {kind}")
+
+
 def is_mapped(path: Path) -> bool:
     """Whether reading a checkpoint leaves its tensors on disk until they are looked at."""
-    return path.suffix == SAFETENSORS or zipfile.is_zipfile(path)
+    if path.suffix == SAFETENSORS:
+        return True
+    return is_zip(path) and check_zip(path)
 
 
 def _read_pickled(path: Path) -> Any:

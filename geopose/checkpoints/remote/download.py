@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from geopose.checkpoints.remote.credentials import authorization
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
 
@@ -159,6 +160,9 @@ def _answer(url: str, start: int, timeout_s: float) -> Iterator[http.client.HTTP
     if start:
         headers["Range"] = f"bytes={start}-"
     request = urllib.request.Request(url, headers=headers)
+    if (credentials := authorization(url)) is not None:
+        # Not for whomever the server sends us on to.
+        request.add_unredirected_header("Authorization", credentials)
     try:
         response = urllib.request.urlopen(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:

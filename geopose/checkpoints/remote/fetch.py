@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from urllib.parse import unquote, urlparse
 
 import torch
 
+from geopose.checkpoints.formats.zip_format import check_zip, is_zip
+from geopose.checkpoints.remote.credentials import hide_credentials
 from geopose.checkpoints.remote.download import Patience, Unreachable, discard_part, download
-from geopose.errors import InputError, RunError
+from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path
+from geopose.files.kinds import foreign_kind
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +33,16 @@ class Source:
     """One checkpoint file as a config names it.
 
     Attributes:
-        entry: a path (relative ones count from the working directory) or an http(s) URL.
+        entry: a path (relative ones count from the working directory) or an http(s) URL; user and
+            password are taken out of it.
         sha256: the hash that the file must have, 64 lower-case hex digits; None = any.
     """
 
     entry: str
     sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entry", hide_credentials(self.entry))
 
     @property
     def path(self) -> Path:
@@ -43,7 +51,9 @@ class Source:
         Raises:
             InputError: a URL without a file name.
         """
-        return cached_path(self.entry) if is_url(self.entry) else Path(self.entry).expanduser()
+        # Of a user who is not known here, `~name` is a name like any other.
+        local = Path(os.path.expanduser(self.entry))
+        return cached_path(self.entry) if is_url(self.entry) else local
 
 
 def checkpoint_cache() -> Path:
@@ -54,7 +64,7 @@ def checkpoint_cache() -> Path:
 
 def is_url(entry: str) -> bool:
     """Whether a model entry names a file on a server."""
-    return urlparse(entry).scheme in ("http", "https")
+    return entry.lower().startswith(("http://", "https://"))
 
 
 def cached_path(url: str) -> Path:
@@ -196,6 +206,9 @@ def _fetch_alone(source: Source, patience: Patience, title: str) -> Path:
 def _download(source: Source, path: Path, patience: Patience, title: str) -> Path:
     part = path.with_name(path.name + ".part")
     download(source.entry, part, patience, title)
+    if problem := _problem(part, path.suffix):
+        discard_part(part)
+        raise InputError(f"{source.entry}: what the server sends {problem}; nothing was kept")
     digest = file_sha256(part)
     size = part.stat().st_size
     if source.sha256 not in (None, digest):
@@ -210,6 +223,17 @@ def _download(source: Source, path: Path, patience: Patience, title: str) -> Pat
     discard_part(part)
     logger.info("fetched %s: %.1f MB, sha256 %s", path, size / 1e6, digest)
     return path
+
+
+def _problem(part: Path, suffix: str) -> str:
+    """Why a downloaded file cannot be a checkpoint; empty if it may be one."""
+    try:
+        kind = foreign_kind(part, suffix)
+        if not kind and is_zip(part):
+            check_zip(part)
+    except zipfile.BadZipFile as error:
+        return f"is a damaged archive ({one_line(error, 120)})"
+    return kind
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from geopose.checkpoints.remote.fetch import Source
 from geopose.errors import InputError, one_line
+from geopose.files.yaml_file import load_yaml
 
 
 def listed_sources(path: Path) -> list[Source]:
@@ -21,8 +21,8 @@ def listed_sources(path: Path) -> list[Source]:
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        config: Any = OmegaConf.to_container(load_yaml(path), resolve=True)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable config ({one_line(error, 200)})") from error
     ensemble = config.get("ensemble") if isinstance(config, Mapping) else None
     models = ensemble.get("models") if isinstance(ensemble, Mapping) else None

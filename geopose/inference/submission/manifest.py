@@ -7,14 +7,16 @@ crash cut off is no record. The next run takes the journals' records over into t
 
 import json
 import logging
+import math
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from geopose.data.layout import ImageRecord
-from geopose.errors import RunError
+from geopose.errors import RunError, one_line
 from geopose.files.atomic import atomic_path
+from geopose.files.ordinary import check_ordinary
 from geopose.files.stamp import FileStamp
 from geopose.inference.submission.settings import KnownHashes, Settings
 
@@ -23,7 +25,10 @@ logger = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 _JOURNALS = "manifest.process-*.jsonl"
 _FORMAT = 1
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_MALFORMED = (
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, IndexError,
+)  # fmt: skip
+_LARGEST = 2**63
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,30 @@ class Record:
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Record":
         """The reverse of `to_json`; one of `_MALFORMED` if it is none."""
-        size, mtime_ns, crc32 = map(int, content["source"])
+        size, mtime_ns, crc32 = map(_whole, content["source"])
+        gsd_m = float(content["gsd_m"])
+        if not math.isfinite(gsd_m):
+            raise ValueError(f"gsd {gsd_m}")
         return Record(
             str(content["settings"]),
-            SourceStamp(size, mtime_ns, crc32, int(content.get("source_entry", 0))),
-            float(content["gsd_m"]),
-            {str(n): FileStamp(int(s), int(c)) for n, (s, c) in content["files"].items()},
+            SourceStamp(size, mtime_ns, crc32, _whole(content.get("source_entry", 0))),
+            gsd_m,
+            {str(n): FileStamp(_whole(s), _whole(c)) for n, (s, c) in content["files"].items()},
         )
+
+
+def _whole(value: Any) -> int:
+    """A number of a stamp; 1e999 is none."""
+    if type(value) is not int or abs(value) > _LARGEST:
+        raise ValueError(f"{value!r:.20} where a whole number belongs")
+    return value
+
+
+def _digest(value: Any) -> str:
+    """A SHA-256."""
+    if not isinstance(value, str) or len(value) != 64:
+        raise ValueError("a hash that is none")
+    return value
 
 
 @dataclass
@@ -131,11 +153,13 @@ class Manifest:
         manifest = Manifest(folder)
         path = folder / MANIFEST_NAME
         try:
+            check_ordinary(path)
             manifest._read(json.loads(path.read_bytes()))
         except FileNotFoundError:
             pass
         except (OSError, *_MALFORMED) as error:
-            logger.warning("%s cannot be used (%s); its images are predicted anew", path, error)
+            reason = one_line(error, 100)
+            logger.warning("%s cannot be used (%s); its images are predicted anew", path, reason)
             manifest = Manifest(folder)
         manifest.take_journals()
         return manifest
@@ -145,14 +169,19 @@ class Manifest:
             raise ValueError(f"format {content['format']!r}")
         self.records = {n: Record.from_json(record) for n, record in content["images"].items()}
         self.settings = {str(name): dict(value) for name, value in content["settings"].items()}
-        self.hashes = {str(name): list(facts) for name, facts in content["checkpoints"].items()}
+        self.hashes = {
+            str(name): [*map(_whole, facts[:3]), _digest(facts[3])]
+            for name, facts in content["checkpoints"].items()
+        }
         if content["archive"] is not None:
             size, crc32, self.packed = content["archive"]
-            self.archive = FileStamp(int(size), int(crc32))
+            self.archive = FileStamp(_whole(size), _whole(crc32))
 
     def take_journals(self) -> None:
         """Adds what the processes of a run noted since the manifest was written."""
         for journal in sorted(self.folder.glob(_JOURNALS)):
+            if not journal.is_file():
+                continue
             for line in journal.read_bytes().splitlines():
                 try:
                     content = json.loads(line)
@@ -178,7 +207,8 @@ class Manifest:
         with atomic_path(self.folder / MANIFEST_NAME) as partial:
             partial.write_text(json.dumps(content, indent=1))
         for journal in self.folder.glob(_JOURNALS):
-            journal.unlink()
+            if not journal.is_dir():
+                journal.unlink()
 
 
 class Journal:

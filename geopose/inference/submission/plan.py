@@ -82,6 +82,7 @@ def make_plan(
     folder: SubmissionFolder,
     settings: Settings,
     visualize: bool,
+    names: Sequence[str] = (),
 ) -> Plan:
     """Decides what to do with every image; reads all finished predictions once, writes nothing.
 
@@ -91,6 +92,7 @@ def make_plan(
         folder: where predictions and pictures are.
         settings: of this run.
         visualize: whether every image needs a picture.
+        names: of the models, for messages.
     """
     wanted = fingerprint(settings)
 
@@ -104,7 +106,7 @@ def make_plan(
     for image, reason, size in in_order(examine, images):
         if reason == _OTHER:
             old = manifest.settings.get(manifest.records[image.rgb.name].settings, {})
-            reason = f"{_OTHER} ({difference(old, settings)})"
+            reason = f"{_OTHER} ({difference(old, settings, names)})"
         if not reason:
             manifest.records[image.rgb.name] = manifest.records[image.rgb.name].seen(image)
         if reason:

@@ -21,6 +21,7 @@ Settings = dict[str, Any]
 # path -> [size, time of change, time of change of the file's entry, SHA-256]
 KnownHashes = dict[str, list[Any]]
 
+_MOST_NAMED = 4  # differences between models in one line
 _NOTABLE_BYTES = 100 * 2**20  # hashing less than this takes no time worth a word
 
 
@@ -34,15 +35,53 @@ def digests(files: Sequence[Path], hashes: Mapping[str, list[Any]]) -> list[str]
     return [hashes[_key(file)][-1] for file in files]
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Which settings differ, for the user: `tta null -> d4, models`."""
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """Which settings differ, for the user: `tta null -> d4, downsample of model 2 (b.pth) 1 -> 2`.
+
+    Args:
+        old: of the earlier run.
+        new: of this one.
+        names: of the files of this run's models.
+    """
     parts = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if before != after:
             simple = not isinstance(before, list) and not isinstance(after, list)
-            parts.append(f"{key} {_yaml(before)} -> {_yaml(after)}" if simple else key)
+            changed = f"{_yaml(before)} -> {_yaml(after)}"
+            parts.append(f"{key} {changed}" if simple else _models(before, after, names))
     return ", ".join(parts)
+
+
+def _models(before: Any, after: Any, names: Sequence[str]) -> str:
+    """What differs between the models of two runs, by their places in the list.
+
+    A file is told by what its content hashes to: under which name it lay makes no difference.
+    """
+    if not isinstance(before, list) or not isinstance(after, list) or len(before) != len(after):
+        counts = [len(value) if isinstance(value, list) else 0 for value in (before, after)]
+        return f"models {counts[0]} -> {counts[1]}"
+    parts = []
+    for number, (old, new) in enumerate(zip(before, after, strict=True), start=1):
+        old, new = (entry if isinstance(entry, dict) else {} for entry in (old, new))
+        name = f"model {number}" + (f" ({names[number - 1]})" if number <= len(names) else "")
+        parts += [
+            f"{key} of {name} {_brief(old, key)} -> {_brief(new, key)}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+    more = f" and {len(parts) - _MOST_NAMED} more" if len(parts) > _MOST_NAMED else ""
+    return ", ".join(parts[:_MOST_NAMED]) + more if parts else "models"
+
+
+def _brief(entry: Mapping[str, Any], key: str) -> str:
+    """A value of a model: hashes by their first digits, descriptions of networks by a hash."""
+    value = entry.get(key)
+    if key == "network" and value is not None:
+        return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+    if isinstance(value, list):
+        return "+".join(str(item)[:8] for item in value)
+    return _yaml(value)
 
 
 def hash_checkpoints(files: Sequence[Path], known: Mapping[str, list[Any]]) -> KnownHashes:

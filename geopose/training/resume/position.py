@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -99,12 +100,12 @@ def restore(runner: Any, payload: Mapping[str, Any]) -> None:
         runner: the GeoposeRunner, with model, optimizer and callbacks made.
         payload: `last.pth` as load_checkpoint returns it.
     """
-    state = copy.deepcopy(payload[STATE])
+    state = payload[STATE]
     runner.network.load_state_dict(payload["model_state_dict"])
     if runner.ema is not None:
         runner.ema.module.load_state_dict(payload["ema_state_dict"])
     # Copies: what has been read lies in the file, which will be replaced.
-    load_optimizer(runner.optimizer, copy.deepcopy(payload["optimizer_state_dict"]))
+    load_optimizer(runner.optimizer, payload["optimizer_state_dict"])
     runner.scheduler.load_state_dict(copy.deepcopy(payload["scheduler_state_dict"]))
     if payload["scaler_state_dict"]:
         runner.precision.scaler.load_state_dict(copy.deepcopy(payload["scaler_state_dict"]))
@@ -122,14 +123,38 @@ def restore(runner: Any, payload: Mapping[str, Any]) -> None:
     runner.finished_metrics = copy.deepcopy(payload["metrics"])
 
 
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Puts an optimizer where `state` left it; how it computes stays as it was built.
 
     Args:
         optimizer: of the same kind and parameters.
-        state: its `state_dict()`, also of a version that did not fuse updates; is changed.
+        state: its `state_dict()`, after `check_fits`; also of a version that did not fuse updates.
     """
-    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        if "fused" in saved:
-            saved["fused"] = group["fused"]
-    optimizer.load_state_dict(state)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [
+        {
+            key: saved[key] if key == "params" or _moves(own, saved.get(key)) else own
+            for key, own in group.items()
+        }
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    values = {
+        number: {name: _laid_out(value, parameters[number]) for name, value in entry.items()}
+        for number, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({"param_groups": groups, "state": values})
+
+
+def _moves(own: Any, saved: Any) -> bool:
+    """Whether a setting of a group changes while an optimizer works: numbers do."""
+    is_setting = isinstance(own, bool) or not isinstance(own, int | float | Tensor)
+    return not is_setting and saved is not None
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A copy of a state, in memory as its parameter is: the file's strides are nobody's."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value.clone(memory_format=torch.contiguous_format)

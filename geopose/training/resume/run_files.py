@@ -7,6 +7,7 @@ again is in them once.
 from collections.abc import Mapping
 from pathlib import Path
 
+from geopose.errors import InputError
 from geopose.files.atomic import partial_files
 
 TENSORBOARD = "tensorboard"
@@ -24,11 +25,22 @@ def file_sizes(run_dir: Path) -> dict[str, int]:
     return {path.relative_to(run_dir).as_posix(): path.stat().st_size for path in _growing(run_dir)}
 
 
+def check_own(run_dir: Path) -> None:
+    """Raises InputError if a growing file is a link: it would be cut wherever it leads to."""
+    for path in _growing(run_dir):
+        if path.is_symlink():
+            raise InputError(f"{path}: is a link; a run cuts its own files back, remove it")
+
+
 def rewind(run_dir: Path, sizes: Mapping[str, int]) -> None:
     """Cuts the growing files back to these sizes, and removes those that are not named.
 
     What a killed process left half-written beside its checkpoints goes too.
+
+    Raises:
+        InputError: one of them is a link.
     """
+    check_own(run_dir)
     for path in _growing(run_dir):
         size = sizes.get(path.relative_to(run_dir).as_posix())
         if size is None:
