@@ -353,7 +353,7 @@ def test_leftovers_of_a_killed_run_are_removed(job):
 
 def test_a_decoding_process_that_is_killed_is_said(job, monkeypatch, capsys):
     shutil.rmtree(job.out)
-    monkeypatch.setattr(decode, "open_image", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(decode, "open_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     assert job.run("inference.num_workers=1") == 1
     assert "a process that decodes images was killed" in capsys.readouterr().err.splitlines()[-1]
 

@@ -15,9 +15,9 @@ from tests.tiny_run import write_checkpoint
 
 TYPED = [
     "0755", "on", "no", "1e3", "[a]", "{a}", "a: b", "run #3", "null_", "~x", "true", "007",
-    "1_000", "2026-01-01", "a,b", "it's", 'say "x"', "back\\slash",
-    "end\\", "end\\'", "=", "a=b", "@x", "%d", " spaced ", "ä", "*", "&a", "!b", "|", ">",
-    "-", "0x10", "1:30", ".inf", "a\tb", "$HOME",
+    "1_000", "2026-01-01", "a,b", "it's", 'say "x"', "back\\slash", "end\\", "end\\'", "=",
+    "a=b", "@x", "%d", " spaced ", "ä", "*", "&a", "!b", "|", ">", "-", "0x10", "1:30", ".inf",
+    "a\tb", "$HOME",
 ]  # fmt: skip
 
 

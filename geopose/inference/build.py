@@ -7,9 +7,10 @@ import torch
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.pth import ONNX
 from geopose.checkpoints.load import load_model
+from geopose.errors import InputError
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.backends import OPENVINO, TORCH, prepare, resolve_backend
-from geopose.inference.engines.precision import BF16, TF32, resolve_precision
+from geopose.inference.engines.precision import BF16, FP16, TF32, resolve_precision
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
 from geopose.system.devices import allow_tf32
@@ -63,6 +64,18 @@ def _member(entry: ModelEntry, backend: str, precision: str) -> Member:
     return Member(replace(loaded, model=prepare(loaded.model, backend, precision)))
 
 
+def _check_onnx(config: InferenceConfig, precision: str) -> None:
+    """An .onnx file computes in the numbers it was exported in, whatever a config says."""
+    if precision not in (BF16, FP16):
+        return
+    for number, entry in enumerate(config.models):
+        if entry.files[0].suffix == ONNX:
+            raise InputError(
+                f"{config.source}: ensemble.models[{number}]: {entry.files[0]} computes in float32 "
+                f"and inference.precision is {config.precision}; leave that out, or use the .pth"
+            )
+
+
 def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
     """How a config computes on a device, models and views apart; short words.
 
@@ -71,9 +84,11 @@ def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
     the order of sums; but OpenVINO rounds to bf16 at other places than torch, compiled or not.
 
     Raises:
-        InputError: a backend that this machine does not have.
+        InputError: a backend that this machine does not have, or a precision that one of the models
+            does not compute in.
     """
     precision = resolve_precision(config.precision, device)
+    _check_onnx(config, precision)
     backend = resolve_backend(config.backend, device, precision)
     if precision == BF16 and device.type == "cpu":
         return {"precision": precision, "engine": OPENVINO if backend == OPENVINO else TORCH}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
-from geopose.errors import InputError
-from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta
+from geopose.errors import InputError, RunError
+from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta, real_directions
 from geopose.inference.predict.view_batches import ViewBatches
 from geopose.inference.predict.weight_offload import WeightOffload
 from geopose.system.devices import is_out_of_memory
@@ -64,6 +64,7 @@ class Member(nn.Module):
         super().__init__()
         self.model = loaded.model
         self.uses_torch_memory = getattr(loaded.model, "uses_torch_memory", True)
+        self.source = loaded.source
         self.channel_order = loaded.channel_order
         self.downsample = loaded.downsample
         self.scale_is_downsampled = loaded.scale_is_downsampled
@@ -85,7 +86,18 @@ class Member(nn.Module):
         return self._run_reduced(planes, gsd_m)
 
     def _run(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
-        return Prediction.from_output(self.model(planes, gsd_m))
+        """Raises RunError for outputs of another size than the image: they are none of it."""
+        found = Prediction.from_output(self.model(planes, gsd_m))
+        count, _, height, width = planes.shape
+        maps, numbers = torch.Size((count, 1, height, width)), torch.Size((count, 1))
+        wanted = Prediction(maps, maps, numbers, torch.Size((count, 2)))  # type: ignore[arg-type]
+        for name, value, shape in zip(Prediction._fields, found, wanted, strict=True):
+            if value.shape != shape:
+                raise RunError(
+                    f"{self.source}: gives {name} of {list(value.shape)} for images of "
+                    f"{list(planes.shape)}, must be {list(shape)}; use another file"
+                )
+        return found._replace(direction=real_directions(found.direction))
 
     def _run_reduced(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
         """Reduces by area, predicts, enlarges; an edge that does not divide is repeated."""

@@ -23,6 +23,9 @@ ZOOM_STEP_PX = 256  # `ms`: the longer side becomes this much shorter and longer
 SMALLEST_ZOOM = 0.5  # an image shorter than twice the step is halved at most
 
 
+_SHORTEST = 1e-12  # shorter vectors are not normalised any more
+
+
 class Prediction(NamedTuple):
     """What a model, its views or an ensemble say about a batch of N images.
 
@@ -65,8 +68,17 @@ class Prediction(NamedTuple):
 
     @property
     def angle_rad(self) -> Tensor:
-        """Flow direction in [0, 2 pi), N x 1."""
-        return vector_to_angle(self.direction).unsqueeze(-1)
+        """Flow direction in [0, 2 pi), N x 1; NaN where there is none, which no file holds."""
+        return vector_to_angle(real_directions(self.direction)).unsqueeze(-1)
+
+
+def real_directions(direction: Tensor) -> Tensor:
+    """Directions as they are, N x 2; a vector without one becomes NaN, so that its image fails.
+
+    A zero would count for nothing in a mean, and be north in the end.
+    """
+    largest = direction.abs().amax(dim=-1, keepdim=True)
+    return torch.where((largest > _SHORTEST) & largest.isfinite(), direction, torch.nan)
 
 
 # (image N x 3 x H x W, gsd_m N x 1) -> prediction of the same size
