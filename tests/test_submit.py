@@ -211,14 +211,21 @@ def test_predictions_that_cannot_be_stored_fail_the_image(tmp_path, capsys, valu
     assert not (tmp_path / "out/submission_compressed.tar.gz").exists()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (33, 32)])
-def test_any_image_size(setup, tmp_path, size):
+@pytest.mark.parametrize(("size", "tta"), [((1, 1), "null"), ((3, 200), "d4"), ((33, 32), "d4")])
+def test_any_image_size(setup, tmp_path, size, tta):
     data = write_split(tmp_path / "data", [size])
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
 
-    assert run(config, data, "ensemble.tta=d4") == 0
+    assert run(config, data, f"ensemble.tta={tta}") == 0
 
     assert read_agl_m(tmp_path / "out/submission/ABC_000_AGL.tif").shape == size
+
+
+def test_views_that_cancel_out_have_no_direction(setup, tmp_path, capsys):
+    data = write_split(tmp_path / "data", [(1, 1)])  # all eight views are one picture
+    config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
+    assert run(config, data, "ensemble.tta=d4") == 1
+    assert "ABC_000_VFLOW.json: no direction" in capsys.readouterr().err.splitlines()[-1]
 
 
 BAD_CONFIGS = {

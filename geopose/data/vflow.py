@@ -54,6 +54,8 @@ def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> No
         StorageError: not finite, or a negative scale.
     """
     scale_px_per_m, angle_rad = float(scale_px_per_m), float(angle_rad)
+    if math.isnan(angle_rad):
+        raise StorageError(f"{path}: no direction of the flow was predicted (views may cancel out)")
     if not (math.isfinite(scale_px_per_m) and math.isfinite(angle_rad)) or scale_px_per_m < 0:
         raise StorageError(
             f"{path}: scale {scale_px_per_m} px/m, angle {angle_rad} cannot be written"
