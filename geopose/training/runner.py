@@ -266,11 +266,13 @@ class GeoposeRunner(SupervisedRunner):
         minutes = self._parts.cfg["train"]["save_every_minutes"]
         elapsed = (time.monotonic() - self._last_save) / 60
         is_due = minutes is not None and rank() == 0 and elapsed >= minutes
-        flags = torch.tensor([0.0, self._signals.number, is_due], device=self.engine.device)
-        flags[0] = ~is_good
+        own = [
+            torch.full_like(is_good, x, dtype=torch.float32) for x in (self._signals.number, is_due)
+        ]
+        flags = torch.stack([(~is_good).float(), *own])
         if is_distributed():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        bad, signal_number, is_due = flags.tolist()
+        bad, signal_number, is_due = flags.tolist()  # the one wait for the device in an update
         self._stop, self._is_save_due = int(signal_number), bool(is_due)
         return not bad
 
