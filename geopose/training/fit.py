@@ -53,6 +53,10 @@ logger = logging.getLogger(__name__)
 
 def _apply_switches(cfg: Mapping[str, Any]) -> None:
     if cfg["deterministic"]:
+        logger.info(
+            "deterministic=true: on a GPU steps are slower (no search for the fastest kernels) and "
+            "take more memory (gradients of resized maps); with the same seed they repeat"
+        )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(bool(cfg["deterministic"]), warn_only=True)
