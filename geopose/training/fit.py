@@ -108,7 +108,8 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     model = _build_model(start, device)
     check_loss(model, criterion)
     model = model.to(device)
-    if cfg["channels_last"]:
+    channels_last = cfg["channels_last"] and precision.likes_channels_last
+    if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision.adapt(model)
     optimizer = build_optimizer(model, optimizer_cfg, world_size())
@@ -131,6 +132,7 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         callbacks=build_callbacks(cfg, start.run_dir, budget, _header(cfg)),
         engine=build_engine(device),
         precision=precision,
+        channels_last=channels_last,
         header={**_header(cfg), "data_checksum": _data_checksum(loaders)},
         run_dir=start.run_dir,
         last_folder=_first_folder(cfg, start.run_dir),

@@ -86,6 +86,15 @@ class Precision:
                 module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]
 
     @property
+    def likes_channels_last(self) -> bool:
+        """Whether that memory layout is for this format: not for IEEE float32 on a GPU.
+
+        There it is made for the units that multiply TF32 and 16 bits, and torch's own layout is
+        the safe one until scripts/gpu_check.sh has measured both.
+        """
+        return not (self._device_type == "cuda" and self.name == "fp32")
+
+    @property
     def can_still_lower_scale(self) -> bool:
         """True while a gradient that overflows is fp16's scaler at work and no fault."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0

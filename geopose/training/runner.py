@@ -71,6 +71,7 @@ class RunParts:
     callbacks: Mapping[str, Callback]
     engine: Engine
     precision: Precision
+    channels_last: bool  # the network's memory layout
     header: Mapping[str, Any]  # of every checkpoint
     run_dir: Path
     last_folder: Path  # where last.pth goes
@@ -215,7 +216,7 @@ class GeoposeRunner(SupervisedRunner):
     def _prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Moves a batch to the device and adds the flow map."""
         moved = send_to_device(dict(batch), self.engine.device, non_blocking=True)
-        if self._parts.cfg["channels_last"]:
+        if self._parts.channels_last:
             images = moved[INPUT_IMAGE_KEY]
             moved[INPUT_IMAGE_KEY] = images.contiguous(memory_format=torch.channels_last)
         # Made here and not by the loader: it follows from what the batch holds already.
