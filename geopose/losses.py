@@ -151,7 +151,11 @@ class CosineSimilarityLoss(nn.Module):
 
     def count(self, target: Tensor) -> Tensor:
         """How many samples the mean is taken over: a float64 scalar."""
-        return torch.tensor(len(target), dtype=torch.float64, device=target.device)
+        return torch.full((), len(target), dtype=torch.float64, device=target.device)
+
+
+def _all_elements(target: Tensor) -> Tensor:
+    return torch.full((), target.numel(), dtype=torch.float64, device=target.device)
 
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -224,9 +228,8 @@ class LossSum(nn.Module):
         counts = []
         for loss, (_, _, target_key, _) in zip(self.losses, self._wiring, strict=True):
             target = batch[target_key]
-            count = getattr(loss, "count", Tensor.numel)  # torch's own losses: every element
-            counted = count(target)
-            counts.append(torch.as_tensor(counted, dtype=torch.float64, device=target.device))
+            count = getattr(loss, "count", _all_elements)  # of torch's own losses
+            counts.append(count(target))
         return torch.stack(counts)
 
     def weighted_sum(self, terms: Mapping[str, Tensor], factors: Tensor) -> Tensor:
@@ -236,9 +239,9 @@ class LossSum(nn.Module):
             terms: as `forward` returns them.
             factors: one for each term, in the order of `prefixes`.
         """
-        values = torch.stack([terms[prefix] for prefix in self.prefixes])
-        weights = torch.tensor([weight for *_, weight in self._wiring], device=values.device)
-        return (values * weights * factors.to(values.dtype)).sum()
+        # Numbers and no tensor of weights, which would have to be sent to the device at every step.
+        values = torch.stack([weight * terms[prefix] for prefix, *_, weight in self._wiring])
+        return (values * factors.to(values.dtype)).sum()
 
 
 def build_loss(config: Any) -> LossSum:

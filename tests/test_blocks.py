@@ -37,3 +37,17 @@ def test_the_mean_of_four_channels():
     nn.init.zeros_(block.conv.bias)
     x = torch.arange(8.0).reshape(1, 8, 1, 1).expand(1, 8, 3, 3)
     torch.testing.assert_close(block(x)[0, :, 0, 0], torch.tensor([1.5, 5.5]))
+
+
+def test_gradients_of_gsd_copy_no_map():
+    """torch's own gradients of changes to parts of a map would copy the map for each of them."""
+    conv = GsdConv(2, 3)
+    y = conv(torch.randn(2, 2, 8, 8), torch.tensor([[0.5], [2.0]]))
+    names = set()
+    nodes = [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(type(node).__name__)
+        nodes += [parent for parent, _ in node.next_functions if parent is not None]
+    assert "_AddPlaneBackward" in names
+    assert not {name for name in names if name.startswith("CopySlices")}

@@ -27,6 +27,7 @@ from geopose.training.callbacks.step import OptimizerCallback
 from geopose.training.precision import Precision, resolve_precision
 from geopose.training.sync_bn import BatchNormAct2d, synchronise_batchnorm
 from tests.forked_run import fork, run_forked
+from tests.tiny_networks import network
 from tests.training_run import score_of, tiny_overrides, train
 
 FOLDER = "checkpoints_mean_r2"
@@ -301,6 +302,24 @@ def test_bf16_on_a_cpu_leaves_slow_depthwise_convolutions_in_float32() -> None:
         assert copy(x).dtype == torch.bfloat16
     maps.sum().backward()
     assert torch.equal(copy[0].weight.grad, gradient)
+
+
+@pytest.mark.parametrize("name", ["published b6", "published b7", "hyper column"])
+def test_heights_are_not_rounded_to_16_bits_in_training(name: str) -> None:
+    model = network(name).train()
+    precision = Precision("bf16", torch.device("cpu"))
+    names = list(model.state_dict())
+    precision.adapt(model)
+    assert list(model.state_dict()) == names
+    with precision.autocast():
+        output = model(torch.randn(2, 3, 64, 64), torch.tensor([[0.3], [0.5]]))
+    heights = output["OUTPUT_AGL_MASK"]
+    steps = heights[heights > 0]
+    assert len(steps)
+    assert not torch.equal(steps, steps.bfloat16().float())
+    heights.sum().backward()
+    last = [p for n, p in model.agl_head.named_parameters() if n.startswith("height")]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in last)
 
 
 def test_the_scale_head_computes_in_float32_under_autocast() -> None:

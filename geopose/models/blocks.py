@@ -6,6 +6,7 @@ part of the file format. BatchNorm epsilon is torch's 1e-5 throughout.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from pytorch_toolbelt.modules.dsconv import DepthwiseSeparableConv2d
@@ -53,6 +54,51 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
 
+_OUTER = (0, -1)  # the first and the last row or column
+_CORNERS = tuple((a, b) for a in _OUTER for b in _OUTER)
+
+
+def _add_plane(
+    y: Tensor, everywhere: Tensor, rows: Tensor, columns: Tensor, corners: Tensor
+) -> Tensor:
+    """Adds what a constant plane gives to N x C x H x W maps, in place.
+
+    Args:
+        y: the maps.
+        everywhere: N x C, to every pixel.
+        rows, columns: 2 x N x C, which the first and the last lose. corners: 4 x N x C, which lost
+            their weight twice.
+    """
+    y += everywhere[:, :, None, None]
+    for number, outer in enumerate(_OUTER):
+        y[:, :, outer] -= rows[number][:, :, None]
+        y[:, :, :, outer] -= columns[number][:, :, None]
+    for number, (row, column) in enumerate(_CORNERS):
+        y[:, :, row, column] += corners[number]
+    return y
+
+
+class _AddPlane(torch.autograd.Function):
+    """`_add_plane` whose gradient is that of the maps as it is.
+
+    torch's own gradient of a change to a part of a map copies the whole map, here eight times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *parts: Tensor) -> Tensor:  # type: ignore[override]
+        """Changes the maps in place."""
+        ctx.mark_dirty(y)
+        return _add_plane(y, *parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Of the maps, and of what was added where."""
+        rows = torch.stack([-grad[:, :, outer].sum(2) for outer in _OUTER])
+        columns = torch.stack([-grad[:, :, :, outer].sum(2) for outer in _OUTER])
+        corners = torch.stack([grad[:, :, row, column] for row, column in _CORNERS])
+        return grad, grad.sum((2, 3)), rows, columns, corners
+
+
 class GsdConv(nn.Conv2d):
     """3 x 3 convolution of N x C maps and one more plane that is constant, the ground sampling.
 
@@ -74,13 +120,13 @@ class GsdConv(nn.Conv2d):
         y = F.conv2d(x, self.weight[:, :-1], self.bias, padding=1)
         gsd = gsd_m.to(y.dtype)
         taps = taps.to(y.dtype)
-        y += (gsd * taps.sum((1, 2)))[:, :, None, None]
-        for outer in (0, -1):
-            y[:, :, outer] -= (gsd * taps[:, outer].sum(1))[:, :, None]
-            y[:, :, :, outer] -= (gsd * taps[:, :, outer].sum(1))[:, :, None]
-            for side in (0, -1):  # a corner lost its weight twice
-                y[:, :, outer, side] += gsd * taps[:, outer, side]
-        return y
+        rows = torch.stack([gsd * taps[:, outer].sum(1) for outer in _OUTER])
+        columns = torch.stack([gsd * taps[:, :, outer].sum(1) for outer in _OUTER])
+        corners = torch.stack([gsd * taps[:, a, b] for a in _OUTER for b in _OUTER])
+        parts = gsd * taps.sum((1, 2)), rows, columns, corners
+        if torch.is_grad_enabled():
+            return _AddPlane.apply(y, *parts)  # type: ignore[no-untyped-call]
+        return _add_plane(y, *parts)
 
 
 def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

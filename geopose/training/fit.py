@@ -59,6 +59,10 @@ logger = logging.getLogger(__name__)
 
 def _apply_switches(cfg: Mapping[str, Any]) -> None:
     if cfg["deterministic"]:
+        logger.info(
+            "deterministic=true: on a GPU steps are slower (no search for the fastest kernels) and "
+            "take more memory (gradients of resized maps); with the same seed they repeat"
+        )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(bool(cfg["deterministic"]), warn_only=True)
@@ -111,7 +115,8 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     check_loss(model, criterion)
     check_batch_norm(model, cfg, len(loaders["train"].sampler))  # type: ignore[arg-type]
     model = model.to(device)
-    if cfg["channels_last"]:
+    channels_last = cfg["channels_last"] and precision.likes_channels_last
+    if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precision.adapt(model)
     optimizer = build_optimizer(model, optimizer_cfg, world_size())
@@ -138,6 +143,7 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         callbacks=callbacks,
         engine=build_engine(device),
         precision=precision,
+        channels_last=channels_last,
         header={**_header(cfg), "data_checksum": _data_checksum(loaders)},
         run_dir=start.run_dir,
         last_folder=_first_folder(cfg, start.run_dir),

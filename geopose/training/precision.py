@@ -69,12 +69,16 @@ class Precision:
         return torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None)
 
     def adapt(self, network: nn.Module) -> None:
-        """Has a network compute in float32 what the format only makes slower.
+        """Has a network compute in float32 what 16 bits make worse or slower.
 
-        On a CPU these are depthwise convolutions that are strided or larger than 3 x 3, half the
-        time of an EfficientNet's step in bf16: their backward pass takes 3 to 10 times as long as
-        in float32. Weights, names and outputs' formats stay as they are.
+        The last convolution of heights, because bf16 has steps of 0.125 to 0.5 m between 16 and
+        128 m. On a CPU in bf16 also depthwise convolutions that are strided or larger than 3 x 3,
+        half the time of an EfficientNet's step: their backward pass takes 3 to 10 times as long as
+        in float32. Weights and names stay as they are.
         """
+        if self._dtype is not None:
+            for conv in _last_of_heights(network):
+                conv.__class__ = _all_in_float32(type(conv))  # type: ignore[arg-type]
         if self._device_type != "cpu" or self.name != "bf16":
             return
         for module in network.modules():
@@ -82,9 +86,43 @@ class Precision:
                 module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]
 
     @property
+    def likes_channels_last(self) -> bool:
+        """Whether that memory layout is for this format: not for IEEE float32 on a GPU.
+
+        There it is made for the units that multiply TF32 and 16 bits, and torch's own layout is
+        the safe one until scripts/gpu_check.sh has measured both.
+        """
+        return not (self._device_type == "cuda" and self.name == "fp32")
+
+    @property
     def can_still_lower_scale(self) -> bool:
         """True while a gradient that overflows is fp16's scaler at work and no fault."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+
+
+def _last_of_heights(network: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions of a network's height head from which heights come.
+
+    Not those of magnitudes: of them only the scale is used, a mean over all pixels, and their maps
+    in float32 would take as much memory again.
+    """
+    head = getattr(network, "agl_head", nn.Identity())
+    return [
+        module
+        for name, module in head.named_modules()
+        if name.startswith("height") and isinstance(module, nn.Conv2d) and module.out_channels == 1
+    ]
+
+
+@lru_cache
+def _all_in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """A kind of convolution that computes and answers in float32."""
+
+    def forward(self: Any, x: Tensor, *more: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return kind.forward(self, x.float(), *more)
+
+    return type(f"Float32Output{kind.__name__}", (kind,), {"forward": forward})
 
 
 def _is_slow_in_bf16(conv: nn.Conv2d) -> bool:

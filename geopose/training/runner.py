@@ -71,6 +71,7 @@ class RunParts:
     callbacks: Mapping[str, Callback]
     engine: Engine
     precision: Precision
+    channels_last: bool  # the network's memory layout
     header: Mapping[str, Any]  # of every checkpoint
     run_dir: Path
     last_folder: Path  # where last.pth goes
@@ -215,7 +216,7 @@ class GeoposeRunner(SupervisedRunner):
     def _prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Moves a batch to the device and adds the flow map."""
         moved = send_to_device(dict(batch), self.engine.device, non_blocking=True)
-        if self._parts.cfg["channels_last"]:
+        if self._parts.channels_last:
             images = moved[INPUT_IMAGE_KEY]
             moved[INPUT_IMAGE_KEY] = images.contiguous(memory_format=torch.channels_last)
         # Made here and not by the loader: it follows from what the batch holds already.
@@ -266,11 +267,13 @@ class GeoposeRunner(SupervisedRunner):
         minutes = self._parts.cfg["train"]["save_every_minutes"]
         elapsed = (time.monotonic() - self._last_save) / 60
         is_due = minutes is not None and rank() == 0 and elapsed >= minutes
-        flags = torch.tensor([0.0, self._signals.number, is_due], device=self.engine.device)
-        flags[0] = ~is_good
+        own = [
+            torch.full_like(is_good, x, dtype=torch.float32) for x in (self._signals.number, is_due)
+        ]
+        flags = torch.stack([(~is_good).float(), *own])
         if is_distributed():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        bad, signal_number, is_due = flags.tolist()
+        bad, signal_number, is_due = flags.tolist()  # the one wait for the device in an update
         self._stop, self._is_save_due = int(signal_number), bool(is_due)
         return not bad
 

@@ -16,6 +16,7 @@ import yaml
 from catalyst.core.callback import Callback
 from catalyst.core.logger import ILogger
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -25,6 +26,8 @@ from geopose.files.atomic import atomic_path
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.csv"
+_LOSS_S = 1.0  # between two losses beside the bar: to read one waits for the device
+_READ_TOGETHER = 50  # batches whose metrics are brought from the device at once
 
 
 class ProgressCallback(Callback):
@@ -38,6 +41,7 @@ class ProgressCallback(Callback):
         total = sum(len(loader) for loader in runner.loaders.values())
         title = f"epoch {runner.epoch_step}/{runner.num_epochs}"
         self._bar = tqdm(total=total, desc=title, unit="batch", leave=False, disable=not is_main())
+        self._next_loss = 0.0  # when to show one
 
     def on_loader_start(self, runner: Any) -> None:
         """A resumed epoch is partly done."""
@@ -46,9 +50,10 @@ class ProgressCallback(Callback):
 
     def on_batch_end(self, runner: Any) -> None:
         """Moves the bar."""
-        if is_main():
+        if is_main() and time.monotonic() >= self._next_loss:
             loss = float(runner.batch_metrics["loss"])
             self._bar.set_postfix_str(f"{runner.loader_key} loss {loss:.3f}")
+            self._next_loss = time.monotonic() + _LOSS_S
         self._bar.update()
 
     def on_epoch_end(self, runner: Any) -> None:
@@ -159,6 +164,7 @@ class TensorboardLogger(ILogger):
         super().__init__(log_batch_metrics=True, log_epoch_metrics=True)
         self._folder = folder
         self._writers: dict[str, SummaryWriter] = {}
+        self._waiting: list[tuple[int, dict[str, Any]]] = []  # of training batches: step, metrics
         text = yaml.safe_dump(dict(config), sort_keys=False)
         self._writer("_epoch_").add_text("config", f"```yaml\n{text}\n```")
 
@@ -171,11 +177,22 @@ class TensorboardLogger(ILogger):
         """Training batches by images seen; loaders and epochs by epoch."""
         if scope == "batch":
             if runner.is_train_loader:
-                self._scalars("train", metrics, runner.sample_step, "batch")
+                self._waiting.append((runner.sample_step, dict(metrics)))
+                if len(self._waiting) == _READ_TOGETHER:
+                    self._write_waiting()
         elif scope == "loader":
             self._scalars(runner.loader_key, metrics, runner.epoch_step, "epoch")
         elif scope == "epoch":
             self._scalars("_epoch_", metrics["_epoch_"], runner.epoch_step, "epoch")
+
+    def _write_waiting(self) -> None:
+        """Writes the metrics of the batches since the last time, brought over in one go."""
+        waiting, self._waiting = self._waiting, []
+        tensors = [x for _, metrics in waiting for x in metrics.values() if isinstance(x, Tensor)]
+        numbers = iter(torch.stack([x.double() for x in tensors]).tolist() if tensors else ())
+        for step, metrics in waiting:
+            read = {k: next(numbers) if isinstance(x, Tensor) else x for k, x in metrics.items()}
+            self._scalars("train", read, step, "batch")
 
     def _scalars(self, key: str, metrics: Mapping[str, Any], step: int, suffix: str) -> None:
         for name, value in metrics.items():
@@ -188,10 +205,12 @@ class TensorboardLogger(ILogger):
 
     def flush_log(self) -> None:
         """Puts everything on disk."""
+        self._write_waiting()
         for writer in self._writers.values():
             writer.flush()
 
     def close_log(self) -> None:
         """Ends the logs."""
+        self._write_waiting()
         for writer in self._writers.values():
             writer.close()

@@ -64,7 +64,7 @@ class LossCallback(ICriterionCallback):
         device = runner.engine.device
 
         def number(value: float) -> Tensor:
-            return torch.tensor(value, dtype=torch.float64, device=device)
+            return torch.full((), value, dtype=torch.float64, device=device)
 
         self._sums = {name: number(value) for name, value in start["sums"].items()}
         self._count = number(start["count"])
@@ -73,7 +73,7 @@ class LossCallback(ICriterionCallback):
         """Puts `loss` and one entry per term into the batch metrics."""
         losses = mixed_loss(runner.criterion, runner.batch)
         runner.batch_metrics.update(losses)
-        counts = torch.tensor(runner.batch_size, dtype=torch.float64, device=self._count.device)
+        counts = torch.full_like(self._count, runner.batch_size)
         if runner.is_train_loader:
             counts = counts * torch.isfinite(losses[TOTAL_KEY].detach())
         for name, value in losses.items():

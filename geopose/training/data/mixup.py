@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from geopose.keys import INPUT_GROUND_SAMPLE_DISTANCE, INPUT_IMAGE_KEY
+from geopose.system.devices import sent
 
 MIXUP_PARTNER = "MIXUP_PARTNER"
 MIXUP_SHARE = "MIXUP_SHARE"
@@ -25,7 +26,7 @@ def mix_batch(batch: Mapping[str, Any], alpha: float) -> dict[str, Any]:
     """
     images, gsd = batch[INPUT_IMAGE_KEY], batch[INPUT_GROUND_SAMPLE_DISTANCE]
     share = float(torch.distributions.Beta(alpha, alpha).sample())
-    partner = torch.randperm(len(images)).to(images.device)
+    partner = sent(torch.randperm(len(images)), images.device)
     return {
         **batch,
         INPUT_IMAGE_KEY: share * images + (1.0 - share) * images[partner],
