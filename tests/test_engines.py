@@ -13,6 +13,7 @@ from geopose.inference import build
 from geopose.inference.config import load_config
 from geopose.inference.engines import backends
 from geopose.inference.engines.backends import prepare, resolve_backend
+from geopose.inference.engines.folding import folded
 from geopose.inference.engines.precision import resolve_precision
 from geopose.inference.engines.torch_engine import CompiledNetwork, TorchNetwork, _Float32Conv
 from tests.tiny_networks import VARIANTS, answers, network
@@ -117,6 +118,39 @@ def test_precision_is_what_the_device_can_do(monkeypatch):
         assert resolve_precision("bf16", cpu) == ("bf16" if native else "fp32")
         assert resolve_precision("bf16", gpu) == ("bf16" if native else "tf32")
     assert [resolve_precision(p, gpu) for p in ("auto", "fp32", "fp16")] == ["tf32", "fp32", "fp16"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_folding_changes_nothing_but_the_layers(name):
+    model = network(name)
+    norms = [type(m) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    expected = answers(model, 2, 3, 50, 71)
+    thin = folded(model)
+    found = answers(thin, 2, 3, 50, 71)
+    for key, values in expected.items():
+        torch.testing.assert_close(found[key], values, atol=1e-4, rtol=1e-4)
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in thin.modules())
+    assert left == 0 if norms else thin is not model
+    reduced = prepare(thin, "torch", "bf16")
+    assert answers(reduced, 1, 3, 64, 64)[keys.OUTPUT_AGL_MASK].isfinite().all()
+
+
+def test_a_network_that_folding_would_change_stays_as_it_is(caplog):
+    class Shared(nn.Module):
+        """Its convolution's maps are used beside the BatchNorm as well."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 1, 3), nn.BatchNorm2d(1)
+            self.norm.running_mean.fill_(3.0)
+
+        def forward(self, image: torch.Tensor, gsd_m: torch.Tensor) -> dict[str, torch.Tensor]:
+            maps = self.conv(image)
+            return {"sum": maps + self.norm(maps) + gsd_m[:, :, None, None]}
+
+    model = Shared().eval()
+    assert folded(model) is model
+    assert "runs as it is" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])

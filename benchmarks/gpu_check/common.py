@@ -17,6 +17,7 @@ from benchmarks.gpu_check.rows import ROOT
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.pth import save_checkpoint
 from geopose.inference.engines.backends import prepare
+from geopose.inference.engines.folding import folded
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
 from geopose.models.build import build_model
@@ -102,7 +103,10 @@ def ensemble(
         torch.backends.cudnn.benchmark = True
     models = []
     for seed in range(members):
-        engine = prepare(network(name, seed), backend, precision)
+        model = network(name, seed)
+        if device.type == "cuda" and backend == "torch":
+            model = folded(model)
+        engine = prepare(model, backend, precision)
         models.append(Member(LoadedModel(engine, {}, "rgb", 1, False, name)))
     return PoseEnsemble(models, Tta.from_name(tta), "model", device).eval()
 

@@ -13,17 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_check.common import checkpoint, count_waits, ensemble, image, seconds
+from benchmarks.gpu_check.common import (
+    checkpoint,
+    count_waits,
+    ensemble,
+    image,
+    network,
+    seconds,
+)
 from benchmarks.gpu_check.rows import ROOT, Job, Row
 from benchmarks.scaling import make_data
+from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.heights import read_agl_cm
 from geopose.errors import RunError
 from geopose.inference.command import submit
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
-from geopose.inference.predict.ensemble import PoseEnsemble
+from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Prediction
-from geopose.system.devices import use_device
+from geopose.system.devices import allow_tf32, use_device
 
 LARGE = 2048
 MEMBERS = 9
@@ -210,7 +218,9 @@ def speed(job: Job) -> list[Row]:
     rows, shown = [], image((LARGE, LARGE), job.device)
     name = job.networks[-1]
     with torch.inference_mode():
-        plain = ensemble(name, "fp32", job.device)
+        allow_tf32(False)
+        torch.backends.cudnn.benchmark = False
+        plain = Member(LoadedModel(network(name), {}, "rgb", 1, False, name)).to(job.device)
         plain_s = 8 * MEMBERS * seconds(lambda: plain(*shown), job.device)
         rows.append(Row("plain loop, fp32 (72 times one view)", f"{plain_s:.2f} s an image"))
         for precision, factor in (("tf32", 5), ("bf16", 10), ("fp16", 10)):

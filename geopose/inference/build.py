@@ -10,6 +10,8 @@ from geopose.checkpoints.load import load_model
 from geopose.errors import InputError
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.backends import OPENVINO, TORCH, prepare, resolve_backend
+from geopose.inference.engines.engine import Engine
+from geopose.inference.engines.folding import folded
 from geopose.inference.engines.precision import BF16, FP16, TF32, resolve_precision
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
@@ -55,13 +57,16 @@ def build_ensemble(config: InferenceConfig, device: torch.device, pixels: int = 
             precision == TF32
         )  # beside 16 bits, what stays in float32 is there for its digits
         torch.backends.cudnn.benchmark = True  # few sizes, many images: the search for kernels pays
-    members = [_member(entry, backend, precision) for entry in config.models]
+    members = [_member(entry, backend, precision, device) for entry in config.models]
     return PoseEnsemble(members, tta, config.tta_mode, device).eval()
 
 
-def _member(entry: ModelEntry, backend: str, precision: str) -> Member:
+def _member(entry: ModelEntry, backend: str, precision: str, device: torch.device) -> Member:
     loaded = load_entry(entry)
-    return Member(replace(loaded, model=prepare(loaded.model, backend, precision)))
+    model = loaded.model
+    if device.type == "cuda" and backend == TORCH and not isinstance(model, Engine):
+        model = folded(model)  # a compiler does it by itself
+    return Member(replace(loaded, model=prepare(model, backend, precision)))
 
 
 def _check_onnx(config: InferenceConfig, precision: str) -> None:

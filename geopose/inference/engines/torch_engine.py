@@ -1,7 +1,7 @@
 """A network run by torch, as loaded or through torch.compile, in 32 or 16 bits.
 
-Nothing is folded or fused here: torch.compile does that, and there is no library call that does it
-for a whole network of timm's layers.
+BatchNorm is folded before, for GPUs (see folding.py); anything else that could be fused is left to
+torch.compile.
 """
 
 import logging
