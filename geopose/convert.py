@@ -37,6 +37,7 @@ from geopose.errors import InputError, RunError
 from geopose.files.atomic import partial_files
 from geopose.files.lock import locked
 from geopose.system.cores import usable_cores
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def _convert_waiting(
 ) -> None:
     """Converts files and counts them in `result`."""
     outcomes = _convert_all(waiting, min(workers, len(waiting)))
-    for failure in tqdm(
+    for failure in progress_bar(
         outcomes, total=len(waiting), unit="file", disable=not (progress and waiting)
     ):
         if failure:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from geopose.cli import ArgumentParser
 from geopose.data.heights import NODATA_CM, read_agl_m
@@ -21,6 +20,7 @@ from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
 from geopose.files.writable import check_file_target
 from geopose.metrics import ERROR_NAMES, ScoreAccumulator
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def evaluate(
         if layout is None
         else _truth_in_data(predictions, truth, split, layout, ignore)
     )
-    for image in tqdm(images, desc="evaluate", unit="image", disable=None):
+    for image in progress_bar(images, desc="evaluate", unit="image"):
         _add_image(accumulator, predictions, image)
     return accumulator.result()
 

@@ -17,10 +17,10 @@ from catalyst.core.callback import Callback
 from catalyst.core.logger import ILogger
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from geopose.distributed import gather_objects, is_main
 from geopose.files.atomic import atomic_path
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,9 @@ class ProgressCallback(Callback):
         """One bar for the training and the validation batches."""
         total = sum(len(loader) for loader in runner.loaders.values())
         title = f"epoch {runner.epoch_step}/{runner.num_epochs}"
-        self._bar = tqdm(total=total, desc=title, unit="batch", leave=False, disable=not is_main())
+        self._bar = progress_bar(
+            total=total, desc=title, unit="batch", leave=False, disable=not is_main()
+        )
 
     def on_loader_start(self, runner: Any) -> None:
         """A resumed epoch is partly done."""
