@@ -79,25 +79,68 @@ def run_command(
         An error of the system that nobody foresaw is one line too: 2 if it is about a path that
         cannot be used, otherwise 1.
     """
+    open_streams()
     setup_logging()
     try:
+        return _outcome(main, argv)
+    finally:
+        flush_streams()
+
+
+def open_streams() -> None:
+    """Opens the null device in place of standard streams that the caller has closed (`>&-`).
+
+    Else the next file that is opened takes their number, and what is meant for the user goes in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def flush_streams() -> None:
+    """Writes what is waiting; where nobody reads any more (`| head`), it is dropped.
+
+    The interpreter would complain at its end about what it could not write.
+    """
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{text}\n")
+
+
+def _outcome(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
+    try:
         main(argv)
+    except BrokenPipeError:  # who read has had enough
+        return 0
     except Stopped as stop:
         if _is_first_process():
-            sys.stderr.write(f"{one_line(stop)}\n")
+            _say(one_line(stop))
         return stop.exit_code
     except GeoposeError as error:
         if _is_first_process() or not error.on_every_rank:
-            sys.stderr.write(f"error: {one_line(error)}\n")
+            _say(f"error: {one_line(error)}")
         return error.exit_code
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        sys.stderr.write(
-            f"error: {one_line(error.strerror or error)}{one_line(where) if where else ''}\n"
-        )
+        _say(f"error: {one_line(error.strerror or error)}{one_line(where) if where else ''}")
         return EXIT_INPUT if error.errno in _BAD_PATH else EXIT_RUN
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted\n")
+        _say("error: interrupted")
         return EXIT_INTERRUPTED
     return 0
 
@@ -110,9 +153,8 @@ def leave(code: int) -> NoReturn:
     comes too late, which would make a failure of a finished run.
     """
     if "RANK" not in os.environ:
+        flush_streams()
         sys.exit(code)
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads any more, or it is closed
-            stream.flush()
+    flush_streams()
     os._exit(code)

@@ -5,11 +5,12 @@ Each takes its arguments from the command line and ends with an exit code.
 
 from typing import NoReturn
 
-from geopose.cli import leave, run_command
+from geopose.cli import leave, open_streams, run_command
 
 
 def train() -> NoReturn:
     """train.py, geopose-train."""
+    open_streams()
     from geopose.training.command import train as command
 
     leave(command())

@@ -39,6 +39,7 @@ from geopose.files.atomic import partial_files
 from geopose.files.lock import locked
 from geopose.files.origin import Origin, is_up_to_date, read_origin
 from geopose.system.cores import usable_cores
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def _convert_waiting(
 ) -> None:
     """Converts files and counts them in `result`."""
     outcomes = _convert_all(waiting, min(workers, len(waiting)))
-    for failure in tqdm(
+    for failure in progress_bar(
         outcomes, total=len(waiting), unit="file", disable=not (progress and waiting)
     ):
         if failure:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from geopose.cli import ArgumentParser
 from geopose.data.checks.numbers import HeightCounts
@@ -26,6 +25,7 @@ from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
 from geopose.files.writable import check_file_target
 from geopose.metrics import ERROR_NAMES, ScoreAccumulator
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +298,7 @@ def find_images(
 def score(images: Images) -> dict[str, Any]:
     """The official score of predictions; one image in memory at a time."""
     accumulator, units = ScoreAccumulator(), UnitRatios()
-    for image in tqdm(images.truth, desc="evaluate", unit="image", disable=None):
+    for image in progress_bar(images.truth, desc="evaluate", unit="image"):
         _add_image(accumulator, units, images.predictions, image)
     units.mention()
     return accumulator.result()

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from geopose.cli import ArgumentParser
 from geopose.data.layout import agl_name, resolve_data_dir
 from geopose.data.layouts.challenge import SPLIT_CSV
@@ -24,6 +22,7 @@ from geopose.imagery.map import UTM, parse_ground, warp_to_map
 from geopose.imagery.place.gdal import need_rasterio
 from geopose.imagery.place.georeference import parse_crs
 from geopose.imagery.products import Products, stem_of, write_products
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +118,9 @@ def _summary(products: Products) -> str:
 
 @contextmanager
 def _bar(total: int, title: str, unit: str) -> Iterator[Callable[[float], object]]:
-    """Progress on a terminal, of the first process only."""
-    disable = None if os.environ.get("RANK", "0") == "0" else True
-    with tqdm(total=total, desc=title, unit=unit, disable=disable, leave=False) as bar:
+    """Progress of the first process only."""
+    disable = os.environ.get("RANK", "0") != "0"
+    with progress_bar(total=total, desc=title, unit=unit, disable=disable, leave=False) as bar:
         yield bar.update
 
 

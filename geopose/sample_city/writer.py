@@ -17,7 +17,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from geopose.data.heights import write_agl_cm
 from geopose.data.layout import agl_name, vflow_name
@@ -30,6 +29,7 @@ from geopose.files.lock import locked
 from geopose.files.writable import check_folder_target
 from geopose.sample_city.view.render import render_scene, scene_id, shape_of
 from geopose.sample_city.world.cities import CITIES, scene_parameters
+from geopose.system.progress import progress_bar
 
 MARKER = "sample_city.json"
 TRUTH_DIR = "test_truth"
@@ -114,7 +114,9 @@ def _write_all(root: Path, spec: SampleSpec, workers: int) -> int:
         for split, city, index in spec.scenes()
         if not all(path.exists() for path in _scene_files(root, split, city, index))
     ]
-    for _ in tqdm(_run(jobs, workers), total=len(jobs), desc="synthetic scenes", unit="scene"):
+    for _ in progress_bar(
+        _run(jobs, workers), total=len(jobs), desc="synthetic scenes", unit="scene"
+    ):
         pass
     _write_tables(root, spec)
     return len(jobs)

@@ -4,21 +4,27 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from geopose.cli import EXIT_INPUT, run_command
 from geopose.config_folder import config_folder
 from geopose.errors import InputError, one_line
 from geopose.files.yaml_file import check_yaml_folder
+from geopose.schema.hydra_words import in_words, options_first
 from geopose.schema.old_keys import without_old_arguments
 from geopose.schema.typed import quoted_for_hydra
 from geopose.system.optional import needs_extra
 
 _FOLDER_OPTIONS = ("--config-dir", "-cd", "--config-path", "-cp")
+_HELP = {"--help", "-h", "--hydra-help"}
 _MULTIRUN = {"-m", "--multirun"}
 _PATHS = ("experiment", "checkpoint", "transfer", "transfer_encoder_decoder", "dataset.data_dir")
 _status: list[int] = []  # exit code of each run that Hydra started
@@ -63,20 +69,29 @@ def train() -> int:
     arguments = [arg for arg in sys.argv[1:] if not arg.startswith(launcher)]
     try:
         arguments = without_old_arguments(arguments)
-        sys.argv[1:] = quoted_for_hydra(arguments, _PATHS, bool(_MULTIRUN & set(arguments)))
+        arguments = quoted_for_hydra(arguments, _PATHS, bool(_MULTIRUN & set(arguments)))
+        sys.argv[1:] = options_first(arguments) if not _HELP & set(arguments) else arguments
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         return EXIT_INPUT
     if bad := _bad_group(sys.argv[1:]):
         sys.stderr.write(f"error: {bad}: name one of the group's options (see train.py --help)\n")
         return EXIT_INPUT
-    if {"--help", "-h"} & set(sys.argv[1:]):
+    if _HELP & set(sys.argv[1:]):
         from geopose.training.help import register_help
 
         register_help(config_folder())
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here; it would print a part of the stack
     try:
         _check_own_configs(sys.argv[1:])
-        _run()
+        with ExitStack() as stack:
+            if _MULTIRUN & set(sys.argv[1:]):  # of a sweep it notes what nobody reads
+                folder = stack.enter_context(TemporaryDirectory(prefix="geopose-sweep-"))
+                sys.argv.append(f"hydra.sweep.dir='{folder}'")
+            _run()
+    except (HydraException, OmegaConfBaseException, RecursionError) as error:
+        sys.stderr.write(f"error: {in_words(error)}\n")
+        return EXIT_INPUT
     except InputError as error:
         sys.stderr.write(f"error: {one_line(error)}\n")
         return EXIT_INPUT

@@ -18,11 +18,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from geopose.checkpoints.remote.credentials import authorization
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +243,7 @@ def _receive(
     with atomic_path(_note(part)) as note:
         note.write_text(json.dumps(asdict(version)))
     with (
-        tqdm(
+        progress_bar(
             desc=title, total=expected, initial=start, leave=False,
             unit="B", unit_scale=True, unit_divisor=1024,
         ) as bar,

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from geopose.errors import GeoposeError
 from geopose.inference.submission.plan import Plan
 from geopose.inference.workers.coordinator import Coordinator
+from geopose.system.progress import progress_bar
 
 _REFRESH_S = 0.25
 IMAGE = 10**6  # parts that an image is counted in; they are whole numbers for the coordinator
@@ -73,7 +74,7 @@ class Progress:
     def _run(self) -> None:
         done = self._plan.images - len(self._plan.tasks)
         # smoothing 0: the mean speed, because images of several processes end in bursts.
-        with tqdm(
+        with progress_bar(
             total=self._plan.images, initial=done, unit="image", smoothing=0, bar_format=_BAR
         ) as bar:
             while not self._stop.wait(_REFRESH_S):

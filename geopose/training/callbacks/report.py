@@ -18,10 +18,10 @@ from catalyst.core.logger import ILogger
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from geopose.distributed import gather_objects, is_main
 from geopose.files.atomic import atomic_path
+from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,9 @@ class ProgressCallback(Callback):
         """One bar for the training and the validation batches."""
         total = sum(len(loader) for loader in runner.loaders.values())
         title = f"epoch {runner.epoch_step}/{runner.num_epochs}"
-        self._bar = tqdm(total=total, desc=title, unit="batch", leave=False, disable=not is_main())
+        self._bar = progress_bar(
+            total=total, desc=title, unit="batch", leave=False, disable=not is_main()
+        )
         self._next_loss = 0.0  # when to show one
 
     def on_loader_start(self, runner: Any) -> None:

@@ -1,0 +1,73 @@
+"""Standard streams that are no terminal, closed, or read by nobody."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from geopose.system import progress
+from tests.tiny_run import ENVIRONMENT, ROOT, write_checkpoint
+
+
+def test_a_line_every_half_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    bar = progress.progress_bar(total=1000, desc="work", unit="image")
+    for _ in range(1000):
+        clock[0] += 0.1
+        bar.update()
+        bar.set_postfix_str("loss 1")
+        bar.refresh()
+    bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("work:") for line in lines)
+    assert "30%" in lines[0]
+
+
+def test_iterations_are_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress.progress_bar(range(5))) == [0, 1, 2, 3, 4]
+    with progress.progress_bar(total=3, disable=True) as bar:
+        bar.update()
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    list(progress.progress_bar(range(5)))
+    assert "\r" in screen.getvalue()
+
+
+COMMANDS = [
+    "train.py --help",
+    "train.py --cfg job",
+    "train.py no=such",
+    "submit.py --help",
+    "submit_ddp.py --help",
+    "evaluate.py --help",
+    "convert_j2k.py --help",
+    "-m geopose.checkpoints --help",
+    "-m geopose.checkpoints info FILE",
+    "-m geopose.sample_city --help",
+]
+WAYS = ["| head -c 1 >/dev/null", "| true", ">&-", "2>&-", ">&- 2>&-"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_closed_streams_end_quietly(tmp_path: Path, command: str) -> None:
+    write_checkpoint(tmp_path / "a.pth")
+    line = f"{sys.executable} {command.replace('FILE', str(tmp_path / 'a.pth'))}"
+    for way in WAYS[:3] if "train" not in command else [*WAYS[:2], WAYS[4]]:
+        done = subprocess.run(
+            ["bash", "-c", f"{line} {way}"],
+            cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, (way, done.stderr)
+        assert "Exception" not in done.stderr, (way, done.stderr)
+        assert "pipe" not in done.stderr, (way, done.stderr)
