@@ -1,9 +1,11 @@
 """Training and validation loaders of a run: records -> folds -> samples -> batches."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geopose.augment.build import build_augmentation
@@ -13,14 +15,18 @@ from geopose.data.folds import split_fold
 from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord, check_sizes, resolve_data_dir
 from geopose.data.layouts.splits import read_split
-from geopose.distributed import ShardSampler, rank, world_size
+from geopose.distributed import ShardSampler, is_main, local_world_size, rank, world_size
 from geopose.errors import InputError
 from geopose.models.build import channel_order
+from geopose.system.shared_memory import free_shared_bytes, workers_that_fit
 from geopose.system.signals import ignore_in_worker
 from geopose.training.data.data_wait import TimedLoader
 from geopose.training.data.resources import Resources
 from geopose.training.data.sampler import ResumableSampler, SizeBatches
 
+logger = logging.getLogger(__name__)
+
+_PLENTY_BYTES = 8 << 30  # of shared memory: no need to know how large a batch is
 FAST_IMAGES = 64  # what train.fast leaves of either part
 
 
@@ -63,6 +69,46 @@ def _check_one_size(records: list[ImageRecord]) -> None:
                 f"{record.where}: {width} x {height} pixels, the first image has {sizes[0][1]} x "
                 f"{sizes[0][0]}; set train.crop_size, or batch_size=1"
             )
+
+
+def _sample_bytes(records: GeoposeDataset, whole: bool) -> int:
+    """Size of the largest sample: of a crop the first one's, of whole images by their pixels."""
+    sample = records[0]
+    tensors = [value for value in sample.values() if isinstance(value, Tensor)]
+    size = sum(value.nbytes for value in tensors)
+    if not whole:
+        return size
+    height, width = image_size(records.records[0].rgb_file())
+    most = max(h * w for h, w in (image_size(r.rgb_file()) for r in records.records))
+    return size * -(-most // (height * width))
+
+
+def _room(
+    records: GeoposeDataset, batch_size: int, name: str, workers: int, ahead: int, whole: bool
+) -> dict[str, Any]:
+    """Worker processes for a loader, as many as shared memory has room for.
+
+    Args:
+        records: what it loads.
+        batch_size: of its batches.
+        name: of the loader, for the message.
+        workers: wanted.
+        ahead: batches that each prepares.
+        whole: whether its samples are whole images.
+    """
+    free = free_shared_bytes()
+    if not workers or free is None or free > _PLENTY_BYTES:
+        return _workers(workers, ahead)
+    batch = batch_size * _sample_bytes(records, whole)
+    fitting, shorter = workers_that_fit(workers, ahead, batch, free // local_world_size())
+    if (fitting, shorter) != (workers, ahead) and is_main():
+        logger.warning(
+            "/dev/shm has %.0f MB free, and a batch of %s takes %.0f MB: %d of %d worker "
+            "processes, %s; give the container more (docker run --shm-size=8g) for speed",
+            free / 1e6, name, batch / 1e6, fitting, workers,
+            f"{shorter} batches ahead" if fitting else "images are read between steps",
+        )  # fmt: skip
+    return _workers(fitting, shorter)
 
 
 def build_loaders(
@@ -109,13 +155,22 @@ def build_loaders(
     valid_set = GeoposeDataset(valid_records, order, whole, cache=train["cache"])
     common: dict[str, Any] = {"worker_init_fn": _start_worker, "pin_memory": device.type == "cuda"}
     sampler = ResumableSampler(train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"])
+    loaders, valid_batch = train["loaders"], train["loaders"]["valid"]["batch_size"]
+    train_workers = _room(
+        train_set, cfg["batch_size"], "training", resources.train_workers,
+        loaders["train"]["prefetch"], whole=train["crop_size"] is None,
+    )  # fmt: skip
+    valid_workers = _room(
+        valid_set, valid_batch, "validation", resources.valid_workers,
+        loaders["valid"]["prefetch"], whole=True,
+    )  # fmt: skip
     return {
         "train": TimedLoader(
             train_set,
             batch_size=cfg["batch_size"],
             sampler=sampler,
             drop_last=len(sampler) >= cfg["batch_size"],
-            **_workers(resources.train_workers, train["loaders"]["train"]["prefetch"]),
+            **train_workers,
             **common,
         ),
         "valid": DataLoader(
@@ -123,9 +178,9 @@ def build_loaders(
             batch_sampler=SizeBatches(
                 ShardSampler(len(valid_set)),
                 [image_size(record.rgb_file()) for record in valid_records],
-                train["loaders"]["valid"]["batch_size"],
+                valid_batch,
             ),
-            **_workers(resources.valid_workers, train["loaders"]["valid"]["prefetch"]),
+            **valid_workers,
             **common,
         ),
     }
