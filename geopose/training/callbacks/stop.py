@@ -79,8 +79,8 @@ class TimeBudgetCallback(Callback):
         self._budget.add(state["seconds"])
 
     def on_batch_start(self, runner: Any) -> None:
-        """All ranks read the clock, and end, at the same batch."""
-        if runner.is_train_loader:
+        """All ranks read the clock, and end, at the same batch: once an update, as each waits."""
+        if runner.is_train_loader and runner.group_position == 0:
             self._budget.update()
 
     def on_batch_end(self, runner: Any) -> None:
