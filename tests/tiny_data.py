@@ -42,7 +42,7 @@ def write_data_dir(
         write = write_png if suffix == ".png" else write_j2k
         write(root / "train" / rgb, smooth_rgb(*size, number))
         write_agl_cm(root / "train" / agl_name(rgb), heights(*size, number), allow_nodata=True)
-        write_vflow(root / "train" / vflow_name(rgb), 1.5 + number / 10, 0.3 * number)
+        write_vflow(root / "train" / vflow_name(rgb), 1.5 + number % 50 / 10, 0.3 * number)
         meta.append(f"{number:03d},{city},0.5")
         rows.append(f"{number:03d},{agl_name(rgb)},{vflow_name(rgb)},{rgb}")
     (root / "metadata.csv").write_text("\n".join(meta) + "\n")
