@@ -292,8 +292,8 @@ def test_bad_safetensors_are_one_line(tmp_path):
     good = (tmp_path / "a.safetensors").read_bytes()
     save_file({"a": torch.ones(1)}, tmp_path / "foreign.safetensors")
     contents = {
+        "is empty": [b""],
         "readable": [
-            b"",
             good[:4],
             good[:200],
             good[:-1],

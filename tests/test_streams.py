@@ -44,19 +44,13 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\r" in screen.getvalue()
 
 
-COMMANDS = [
+COMMANDS = [  # one of each way to read arguments and to write
     "train.py --help",
-    "train.py --cfg job",
     "train.py no=such",
     "submit.py --help",
-    "submit_ddp.py --help",
-    "evaluate.py --help",
-    "convert_j2k.py --help",
-    "-m geopose.checkpoints --help",
     "-m geopose.checkpoints info FILE",
-    "-m geopose.sample_city --help",
 ]
-WAYS = ["| head -c 1 >/dev/null", "| true", ">&-", "2>&-", ">&- 2>&-"]
+WAYS = ["| true", ">&-", ">&- 2>&-"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -378,7 +378,7 @@ def test_dry_run_tells_and_writes_nothing(job, caplog):
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_progress_counts_every_view_and_ends_with_whole_images(job, monkeypatch, capsys, broken):
+def test_progress_counts_every_view_and_ends_with_whole_images(job, monkeypatch, broken):
     counted, advance = [], Coordinator.advance
     monkeypatch.setattr(
         Coordinator,
@@ -392,7 +392,6 @@ def test_progress_counts_every_view_and_ends_with_whole_images(job, monkeypatch,
     steps = [parts for parts in counted if parts <= 2 * IMAGE / 9]
     assert len(steps) == len(counted) - broken
     assert len(steps) > len(NAMES)
-    assert "| 6.0/6 [" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU all views are tried")
