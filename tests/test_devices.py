@@ -9,8 +9,9 @@ import torch.distributed as dist
 
 from geopose import distributed
 from geopose.errors import InputError, RunError
+from geopose.inference.pipeline.background import Background
 from geopose.system import devices
-from geopose.system.devices import allow_tf32, is_out_of_memory
+from geopose.system.devices import allow_tf32, is_out_of_memory, use_device
 
 
 @pytest.mark.parametrize(("local", "visible", "gpu"), [(0, 1, 0), (1, 2, 1), (3, 1, 0)])
@@ -82,6 +83,20 @@ def test_a_lack_of_memory_is_found_behind_other_errors():
     outer = RuntimeError("the compiler failed")
     outer.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
     assert is_out_of_memory(outer)
+
+
+def test_every_writer_thread_says_which_gpu_it_uses(monkeypatch):
+    """One that has not said it opens a context on the first GPU."""
+    said: dict[int, torch.device] = {}
+    monkeypatch.setattr(
+        "torch.cuda.set_device", lambda device: said.update({threading.get_ident(): device})
+    )
+    gpu, done = torch.device("cuda", 3), []
+    writers = Background(2, 4, lambda: use_device(gpu))
+    for _ in range(6):
+        writers.put(lambda: done.append(said[threading.get_ident()]))
+    writers.finish()
+    assert done == [gpu] * 6
 
 
 @pytest.mark.parametrize("allowed", [True, False])
