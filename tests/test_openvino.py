@@ -131,12 +131,13 @@ def test_one_compiled_network_at_a_time_has_memory_for_its_maps(monkeypatch):
     log: list[str] = []
     monkeypatch.setattr(OpenVinoNetwork, "_working", None)
     networks = {name: OpenVinoNetwork(network("published b6"), "fp32") for name in "ab"}
+    small, large = torch.Size((1, 3, 64, 64)), torch.Size((1, 3, 64, 96))
     for name, one in networks.items():
-        one._request = Turns(name, log)
-    for name in "aabba":
-        networks[name]._take_turn()
+        one._requests.update({small: Turns(name, log), large: Turns(name.upper(), log)})
+    for name, size in (("a", small), ("a", small), ("b", small), ("b", large), ("a", large)):
+        networks[name]._take_turn(size)
         log.append("|")
-    assert "".join(log) == "||a||b|"
+    assert "".join(log) == "||a|b|B|"
 
 
 @needs_openvino
