@@ -185,7 +185,7 @@ def test_a_graph_that_answers_differently_is_not_used(tmp_path, monkeypatch, cap
 def test_a_failure_at_an_image_says_what_to_do(monkeypatch):
     network_ = OpenVinoNetwork(network("published b6"), "fp32")
     monkeypatch.setattr(
-        network_, "_take_turn", lambda: (_ for _ in ()).throw(RuntimeError("std::bad_alloc"))
+        network_, "_take_turn", lambda _: (_ for _ in ()).throw(RuntimeError("std::bad_alloc"))
     )
     with pytest.raises(RunError, match=r"1 x 3 x 64 x 64 \(std::bad_alloc\).*backend=torch"):
         answers(network_, 1, 3, 64, 64)
