@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from geopose.cli import run_command
-from geopose.inference.command import submit, submit_ddp
+from geopose.inference.submission.command import submit, submit_ddp
 from tests.tiny_run import (
     ENVIRONMENT,
     SIZES,
