@@ -49,3 +49,10 @@ def rectify() -> NoReturn:
     from geopose.imagery.command import main as command
 
     raise SystemExit(run_command(command))
+
+
+def predict() -> NoReturn:
+    """predict.py, geopose-predict."""
+    from geopose.inference.images.command import predict as command
+
+    raise SystemExit(run_command(command))

@@ -27,6 +27,7 @@ SCRIPTS = {
     "geopose-evaluate": "evaluate.py",
     "geopose-convert": "convert_j2k.py",
     "geopose-rectify": "rectify.py",
+    "geopose-predict": "predict.py",
 }
 
 

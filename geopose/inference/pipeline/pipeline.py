@@ -77,7 +77,7 @@ class Pipeline:
         )
         try:
             with torch.inference_mode():
-                for batch in batches(parts, self._batch_size):
+                for batch in batches(self._wanted(parts, coordinator), self._batch_size):
                     self._do(batch, coordinator, report)
             self._writers.finish()
         except GeoposeError as error:
@@ -90,13 +90,19 @@ class Pipeline:
         report.output_wait_s = self._idle_time.output_wait_s
         return report
 
+    def _wanted(self, parts: Iterable[Part], coordinator: Coordinator) -> Iterator[Part]:
+        """Without what is left of images that have failed."""
+        for part in parts:
+            if self._outputs.skips(part):
+                PartProgress(coordinator, 1, 0).finish()
+            else:
+                yield part
+
     def _do(self, batch: list[Part], coordinator: Coordinator, report: WorkReport) -> None:
         """Computes one batch and leaves what follows to the writers."""
         first = batch[0]
         progress = PartProgress(coordinator, len(batch), 0)
-        if self._outputs.skips(first):
-            progress.finish()
-        elif first.problem:
+        if first.problem:
             self._outputs.fail(first)
             with self._counting:
                 report.failed.append((first.task.name, first.problem))

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
-
 from geopose import distributed
 from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
@@ -27,6 +25,7 @@ from geopose.inference.submission.leader import RunOptions, SubmissionJob
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.inference.workers.launch import (
     launched_coordinator,
+    process_count,
     spawned_coordinator,
     stop_on_signals,
 )
@@ -98,7 +97,7 @@ def submit_ddp(argv: Sequence[str] | None = None) -> None:
         job, processes = _job(arguments), distributed.world_size()
         _start(job, arguments.dry_run, launched_coordinator(), processes)
         return
-    processes = _process_count(arguments.nproc)
+    processes = process_count(arguments.nproc)
     job = _job(arguments)
     coordinator = (
         nullcontext(Coordinator.alone())
@@ -176,17 +175,3 @@ def _start(
             if distributed.is_main():
                 logger.error("stopped; what is finished is kept, run again to go on")
             raise
-
-
-def _process_count(wanted: int | None) -> int:
-    gpus = torch.cuda.device_count()
-    if wanted is None:
-        return max(1, gpus)
-    if wanted < 1:
-        raise InputError(f"--nproc is {wanted}, must be 1 or more")
-    if gpus and wanted > gpus:
-        raise InputError(
-            f"--nproc is {wanted}, but {gpus} GPUs are visible; to use the CPU instead set "
-            "CUDA_VISIBLE_DEVICES to nothing"
-        )
-    return wanted

@@ -12,9 +12,9 @@ from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord, viz_name
 from geopose.data.rgb import open_image
 from geopose.errors import GeoposeError, InputError
+from geopose.files.stamp import SourceStamp
 from geopose.inference.pipeline.task import Part, Plan
 from geopose.inference.resume.again import Finished
-from geopose.inference.resume.manifest import SourceStamp
 from geopose.inference.resume.settings import fingerprint
 from geopose.inference.submission.folder import SubmissionFolder
 from geopose.output.writer import output_names
