@@ -44,6 +44,45 @@ def parse_ground(text: str) -> float | Path:
     return height
 
 
+@dataclass(frozen=True)
+class MapLayout:
+    """How products are laid out on a map.
+
+    Attributes:
+        crs: "utm" or "EPSG:n".
+        ground: as `warp_to_map` takes it.
+    """
+
+    crs: str
+    ground: float | Path | None = None
+
+    def path_of(self, product: Path) -> Path:
+        """Where the map of a product is written."""
+        return product.with_name(f"{product.stem}_MAP.tif")
+
+    def warp(self, product: Path, tags: dict[str, str] | None = None) -> Path:
+        """Writes the map of a product beside it; raises as `warp_to_map` does."""
+        with open_raster(product) as raster:
+            warp_to_map(raster, self.path_of(product), self.crs, self.ground, tags=tags)
+        return self.path_of(product)
+
+
+def parse_map(crs: str | None, ground: str | None) -> MapLayout | None:
+    """What a command's --map and --ground-height ask for.
+
+    Raises:
+        InputError: a height without a map, an unknown CRS, or rasterio is missing.
+    """
+    if crs is None:
+        if ground is not None:
+            raise InputError("--ground-height goes with --map")
+        return None
+    need_rasterio("--map")
+    if crs != UTM:
+        parse_crs(crs)
+    return MapLayout(crs, None if ground is None else parse_ground(ground))
+
+
 def warp_to_map(
     raster: Raster,
     path: Path | str,
