@@ -73,7 +73,10 @@ def _export(args: argparse.Namespace) -> None:
     given = _given(args)
     path = fetch(Source(args.file))
     load_checkpoint(path, given)  # an .onnx file has no weights to export
-    write_network(args.output, load_model(path, given), read_facts(path, given))
+    facts = read_facts(path, given)
+    if args.recipe is not None:
+        facts["recipe"] = args.recipe
+    write_network(args.output, load_model(path, given), facts)
     _say_hash(args.output)
 
 
@@ -133,6 +136,7 @@ def _parser() -> ArgumentParser:
     )
     export.add_argument("file", metavar="FILE")
     export.add_argument("output", type=Path, metavar="OUT", help=" or ".join(WRITERS))
+    export.add_argument("--recipe", metavar="TEXT", help="how the network was made; OUT says it")
     export.set_defaults(run=_export)
     return parser
 
