@@ -18,14 +18,14 @@ def train() -> NoReturn:
 
 def submit() -> NoReturn:
     """submit.py, geopose-submit."""
-    from geopose.inference.command import submit as command
+    from geopose.inference.submission.command import submit as command
 
     raise SystemExit(run_command(command))
 
 
 def submit_ddp() -> NoReturn:
     """submit_ddp.py, geopose-submit-ddp."""
-    from geopose.inference.command import submit_ddp as command
+    from geopose.inference.submission.command import submit_ddp as command
 
     raise SystemExit(run_command(command))
 

@@ -11,7 +11,7 @@ from geopose.system import home
 from tests.tiny_run import ENVIRONMENT
 
 ALL = (
-    "import geopose.training.fit, geopose.inference.command, geopose.evaluation, "
+    "import geopose.training.fit, geopose.inference.submission.command, geopose.evaluation, "
     "geopose.checkpoints.export, geopose.checkpoints.formats.onnx_file, sys; "
 )
 

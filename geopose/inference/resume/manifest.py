@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from geopose.data.layout import ImageRecord
 from geopose.errors import RunError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.files.ordinary import check_ordinary
 from geopose.files.stamp import FileStamp
-from geopose.inference.submission.settings import KnownHashes, Settings
+from geopose.inference.resume.settings import KnownHashes, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +79,10 @@ class Record:
     gsd_m: float
     files: dict[str, FileStamp]
 
-    def seen(self, image: ImageRecord) -> "Record":
+    def seen(self, file: Path) -> "Record":
         """The same record of an image whose file was found to be the one that was predicted."""
         try:
-            return replace(self, source=self.source.with_times_of(image.rgb_file()))
+            return replace(self, source=self.source.with_times_of(file))
         except OSError:
             return self
 

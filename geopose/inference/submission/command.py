@@ -21,9 +21,9 @@ from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
 from geopose.inference.dry_run import dry_run
-from geopose.inference.leader import RunOptions
 from geopose.inference.run import run_inference
 from geopose.inference.submission.folder import SubmissionFolder
+from geopose.inference.submission.leader import RunOptions, SubmissionJob
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.inference.workers.launch import (
     launched_coordinator,
@@ -59,12 +59,12 @@ class _Job:
     def run(self, coordinator: Coordinator) -> None:
         """Runs the configs in turn, on every process alike."""
         for number, config in enumerate(self.configs):
-            run_inference(config, self.options, coordinator.part(f"run-{number}"))
+            run_inference(SubmissionJob(config, self.options), coordinator.part(f"run-{number}"))
 
     def explain(self, processes: int) -> None:
         """Says what `run` would do."""
         for config in self.configs:
-            dry_run(config, self.options, processes)
+            dry_run(SubmissionJob(config, self.options), processes)
 
 
 def submit(argv: Sequence[str] | None = None) -> None:
