@@ -57,7 +57,11 @@ def _gsd(facts: Mapping[str, Any], where: str) -> str | None:
     known = gsd_range_of(facts, where)
     if known is None:
         return None
-    says = "" if facts.get(GSD_RANGE) else " (of the challenge's images; the file does not say)"
+    says = (
+        ""
+        if facts.get(GSD_RANGE)
+        else " (what the challenge's sensors give; the file does not say)"
+    )
     return f"{known[0]:.3g} to {known[1]:.3g} m/px{says}"
 
 
