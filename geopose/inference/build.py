@@ -23,7 +23,7 @@ from geopose.system.optional import needs_extra
 def load_entry(entry: ModelEntry) -> LoadedModel:
     """The model of one entry of `ensemble.models`; InputError if its files cannot be used."""
     loaded = _load(entry)
-    return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
+    return loaded if entry.downsample is None else loaded.reduced_by(entry.downsample)
 
 
 def _load(entry: ModelEntry) -> LoadedModel:
