@@ -109,6 +109,16 @@ def warp_to_map(
         RunError: the file cannot be written.
     """
     need_rasterio(f"{path}: a map")
+    check_place(raster, ground)
+    dem = open_raster(ground) if isinstance(ground, Path) else None
+    with dem or nullcontext():
+        heights = _Dem(dem) if dem is not None else _Level(float(ground or 0.0))  # type: ignore[arg-type]
+        grid = _map_grid(raster, crs, heights, resolution)
+        _write_map(raster, Path(path), grid, heights, tags or {})
+
+
+def check_place(raster: Raster, ground: float | Path | None) -> None:
+    """Raises InputError unless an image says where it lies, as far as a map needs it."""
     place = raster.georeference
     if place.kind == "none":
         raise InputError(f"{raster.path}: it says nothing of its place on the earth; no map of it")
@@ -117,11 +127,6 @@ def warp_to_map(
             f"{raster.path}: placed by RPCs; give the height of the ground (metres above the "
             "ellipsoid, or a DEM.tif)"
         )
-    dem = open_raster(ground) if isinstance(ground, Path) else None
-    with dem or nullcontext():
-        heights = _Dem(dem) if dem is not None else _Level(float(ground or 0.0))  # type: ignore[arg-type]
-        grid = _map_grid(raster, crs, heights, resolution)
-        _write_map(raster, Path(path), grid, heights, tags or {})
 
 
 @dataclass(frozen=True)

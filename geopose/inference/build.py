@@ -35,6 +35,23 @@ def _load(entry: ModelEntry) -> LoadedModel:
     return load_onnx(first, entry.network)
 
 
+def known_gsd(config: InferenceConfig) -> tuple[float, float] | None:
+    """(finest, coarsest) ground sampling, metres per pixel, that all models of a config know.
+
+    Where they have nothing in common, from the finest of any to the coarsest; None = unknown.
+
+    Raises:
+        InputError: a checkpoint that cannot be used.
+    """
+    ranges = [r for e in config.models if (r := load_entry(e).gsd_range_m) is not None]
+    if not ranges:
+        return None
+    finest, coarsest = max(r[0] for r in ranges), min(r[1] for r in ranges)
+    if finest > coarsest:
+        finest, coarsest = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    return finest, coarsest
+
+
 def build_ensemble(config: InferenceConfig, device: torch.device, pixels: int = 0) -> PoseEnsemble:
     """The predictor of a config, ready on the device.
 
