@@ -11,7 +11,7 @@ import torch
 
 import geopose
 from geopose.data.heights import read_agl_m
-from geopose.data.rgb import write_png
+from geopose.data.rgb import read_rgb, write_png
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.imagery.rectify import rectify
@@ -50,8 +50,6 @@ def test_it_answers_as_submit_does(tmp_path: Path) -> None:
     submit([str(config), "--data-dir", str(data), "ensemble.tta=d4"])
     (agl,) = tmp_path.rglob("submission/*_AGL.tif")
     (vflow,) = tmp_path.rglob("submission/*_VFLOW.json")
-
-    from geopose.data.rgb import read_rgb
 
     found = geopose.load(checkpoint).predict(read_rgb(image), gsd_m)
     assert found.agl_m.dtype == np.float32
