@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from geopose.checkpoints.remote.fetch import cached_path
+from geopose.checkpoints.remote.fetch import cached_path, file_sha256
 from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.named_models import MODEL_NAMES, resolve_model
@@ -64,6 +64,11 @@ def test_the_demo_is_here_and_says_what_it_is(caplog: pytest.LogCaptureFixture) 
     assert found.models[0].files[0].stat().st_size < 12e6
     assert loaded.gsd_range_m is not None
     assert found.tta == "d4"
+
+
+def test_the_document_speaks_of_the_demo_that_is_here() -> None:
+    (file,) = resolve_model("demo").models[0].files
+    assert f"| sha256 | `{file_sha256(file)}` |" in (ROOT / "docs/models.md").read_text()
 
 
 def test_without_a_name_it_is_published_2_from_the_cache() -> None:
