@@ -57,12 +57,10 @@ def _gsd(facts: Mapping[str, Any], where: str) -> str | None:
     known = gsd_range_of(facts, where)
     if known is None:
         return None
-    says = (
-        ""
-        if facts.get(GSD_RANGE)
-        else " (what the challenge's sensors give; the file does not say)"
-    )
-    return f"{known[0]:.3g} to {known[1]:.3g} m/px{says}"
+    said = f"{known[0]:.3g} to {known[1]:.3g} m/px"
+    if GSD_RANGE in facts:
+        return said
+    return f"{said} (what the challenge's sensors give; the file does not say)"
 
 
 def _inner(config: Mapping[str, Any], section: str, key: str) -> Any:

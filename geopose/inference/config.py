@@ -158,12 +158,8 @@ def config_of_checkpoint(
         InputError: no such file, unknown key or wrong value.
     """
     path = Path(name)
-    raw = _overridden(path, OmegaConf.create({"ensemble": {"tta": tta}}), overrides)
-    ensemble = {
-        **raw["ensemble"],
-        "models": [name],
-    }  # not read by OmegaConf, to which ${ is special
-    return _checked(path, {"submission_dir": os.curdir, **raw, "ensemble": ensemble})
+    content = {"ensemble": {"tta": tta, "models": [name]}, "submission_dir": os.curdir}
+    return _checked(path, _overridden(path, OmegaConf.create(content), overrides))
 
 
 def _checked(path: Path, raw: Any) -> InferenceConfig:

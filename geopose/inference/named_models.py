@@ -1,4 +1,4 @@
-"""What `--model` means: a shipped name, an inference config, or a checkpoint; checked models out."""
+"""What `--model` means: a shipped name, an inference config or a checkpoint in, its config out."""
 
 import logging
 from collections.abc import Sequence

@@ -20,8 +20,8 @@ MAX_VALUES = 100_000
 MAX_DEPTH = 60
 GSD_RANGE = "gsd_range_m"  # least and largest gsd of the images that were learned from, [m, m]
 # Published files do not say it. Their images are WorldView-3's and -2's, of 0.31 and 0.46 m at
-# nadir and coarser the more oblique. It is what those sensors give; the challenge's own table of gsd
-# was not looked into.
+# nadir and coarser the more oblique. It is what those sensors give; the challenge's own table of
+# gsd was not looked into.
 CHALLENGE_GSD_M = (0.3, 0.6)
 _CARRIED = (
     "channel_order", "label_downsample", "versions", "units", "averaged_from", GSD_RANGE, "recipe",

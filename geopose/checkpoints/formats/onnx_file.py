@@ -58,7 +58,7 @@ def traced(
     inputs: list[str],
     outputs: list[str],
     source: str,
-    shapes: Mapping[str, Any] | None = None,
+    shapes: dict[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """A network as ONNX.
 
