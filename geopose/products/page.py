@@ -20,6 +20,7 @@ INDEX = "index.html"
 _MOST_BYTES = 48 * 2**20  # of pictures; with more images they become smaller
 _SMALLEST_PX = 160
 _SOURCES = {"model": "model", "rpc": "RPCs", "sensor": "sensor's angles"}
+_TALLEST_REM = 54.0  # of a picture on the page
 _DASH = "\N{EN DASH}"
 
 
@@ -88,7 +89,8 @@ def _numbers(images: list[dict[str, Any]], failed: Mapping[str, str]) -> str:
         found["km\N{SUPERSCRIPT TWO} in all images"] = f"{area / 1e6:.3g}"
     if highest:
         found["m, highest surface"] = f"{max(highest):.1f}"
-    found["warnings"] = str(sum(len(image["warnings"]) for image in images))
+    warnings = sum(len(image["warnings"]) for image in images)
+    found["warnings" if warnings != 1 else "warning"] = str(warnings)
     if failed:
         found["failed"] = str(len(failed))
     return "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in found.items())
@@ -116,12 +118,12 @@ def _card(number: int, image: dict[str, Any], longest: int) -> str:
     def picture(kind: str, alt: str, classes: str) -> str:
         return (
             f'<img class="{classes}" alt="{alt}" width="{width}" height="{height}" '
-            f'decoding="async" src="data:image/webp;base64,{pictures[kind]}">'
+            f'src="data:image/webp;base64,{pictures[kind]}">'
         )
 
     top_m = image["top_m"]
     return f"""<article class="card" id="image-{number}">
-<div class="stage">
+<div class="stage" style="max-width: {_TALLEST_REM * width / height:.1f}rem">
 {picture("image", f"{stem} as seen", "base")}
 {picture("rectified", f"{stem} rectified", "over rectified")}
 {picture("heights", f"heights of {stem}", "over heights")}
@@ -178,11 +180,10 @@ def _details(image: dict[str, Any]) -> str:
 
 def _row(number: int, image: dict[str, Any]) -> str:
     heights, flow = image["heights"], image["flow"]
-    apart, warned = _DASH, ""
+    apart = _DASH
     if flow["disagreement"] is not None:
         scale, angle = flow["disagreement"]
         apart = f"{scale:.2f}, {math.degrees(angle):.0f}\N{DEGREE SIGN}"
-        warned = ' class="warned"' if image["warnings"] else ""
     cells = [
         f'<a href="#image-{number}">{escape(image["stem"])}</a>',
         f"{image['size'][0]} \N{MULTIPLICATION SIGN} {image['size'][1]}",
@@ -194,7 +195,7 @@ def _row(number: int, image: dict[str, Any]) -> str:
     cells_after = [_number(None if share is None else 100 * share) for share in shares]
     before = "".join(f"<td>{cell}</td>" for cell in cells)
     after = "".join(f"<td>{cell}</td>" for cell in cells_after)
-    return f"<tr>{before}<td{warned}>{apart}</td>{after}</tr>"
+    return f"<tr>{before}<td>{apart}</td>{after}</tr>"
 
 
 def _number(value: float | None) -> str:

@@ -103,11 +103,12 @@ def draw_preview(
     bar = figure.colorbar(drawn, cax=figure.add_axes(bar_box), orientation="horizontal")
     bar.ax.tick_params(labelsize=10, length=3, color=_MUTED, labelcolor=_INK)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    known = small.agl_m[np.isfinite(small.agl_m)]
-    above = f" (dark to bright: 0 to {top_m:.0f})" if known.size else ": no data"
+    heights = "height above ground, m"
+    if not np.isfinite(small.agl_m).any():
+        heights += ": no data"
     _captions(
         figure, total_h, [box(column)[0] for column in range(_PANELS)],
-        ("image, as seen", f"height above ground, m{above}",
+        ("image, as seen", heights,
          f"rectified by the {_words(flow_source)}'s flow; hatched: hidden ground"),
     )  # fmt: skip
     figure.text(_SIDE / WIDEST_PX, 1 - 30 / total_h, title, fontsize=17, weight="bold", color=_INK)
@@ -184,7 +185,7 @@ def _compass(
     north: tuple[float, float] | None,
 ) -> None:
     """The flow's arrow to scale, in a box high on the right, and north's beside it."""
-    wide, tall = (250 if north is not None else 186) / unit, 96 / unit
+    wide, tall = (246 if north is not None else 196) / unit, 84 / unit
     left, top = size[1] - wide - 12 / unit, 12 / unit
     axes.add_patch(
         FancyBboxPatch(
@@ -192,21 +193,22 @@ def _compass(
             facecolor=_OVERLAY, edgecolor="none", zorder=3,
         )
     )  # fmt: skip
-    centre = (left + 44 / unit, top + tall / 2)
+    centre = (left + 38 / unit, top + tall / 2)
     roof_m = nice_length(62 / unit / max(flow.scale_px_per_m * shrink, 1e-9))
-    text = [f"{flow.scale_px_per_m:.3g} px/m", f"{math.degrees(flow.angle_rad):.0f}\N{DEGREE SIGN}"]
+    angle = f"{math.degrees(flow.angle_rad):.0f}\N{DEGREE SIGN}"
+    text = [f"{flow.scale_px_per_m:.3g} px/m, {angle}"]
     if flow.scale_px_per_m == 0.0:
-        text[1] = "no lean"
+        text = ["none: seen from above"]
     else:
         to_scale = roof_m <= _TALLEST_ROOF_M
         length = flow.scale_px_per_m * shrink * roof_m if to_scale else 50 / unit
         _arrow(axes, centre, angle_to_vector(flow.angle_rad), length, "#ff5a4f")
         if to_scale:
-            text.append(f"of a {roof_m:g} m roof")
+            text.append(f"arrow: of {roof_m:g} m")
     lines = ["flow, roof to ground", *text]
     axes.text(
-        left + 84 / unit, top + tall / 2, "\n".join(lines), color="white", fontsize=9.5,
-        va="center", linespacing=1.35, zorder=5,
+        left + 74 / unit, top + tall / 2, "\n".join(lines), color="white", fontsize=9.5,
+        va="center", linespacing=1.5, zorder=5,
     )  # fmt: skip
     if north is not None:
         place = (left + wide - 28 / unit, top + tall / 2)

@@ -152,9 +152,6 @@ def discard_products(out: Path, stem: str) -> None:
 def _tags(image: PredictedImage) -> dict[str, str]:
     """Provenance, as every GeoTIFF carries it."""
     used = image.flows.used
-    facts = {
-        "".join(c if c.isalnum() else "_" for c in k).upper(): v for k, v in image.facts.items()
-    }
     return {
         "GEOPOSE_SOURCE": image.source.name,
         "GEOPOSE_FLOW_SOURCE": image.flows.source,
