@@ -19,7 +19,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 ensure_home()
 
 # Found when they are first asked for: what they need takes seconds to import.
-_PLACES = {"load": "geopose.inference.api", "rectify": "geopose.imagery.rectify"}
+_PLACES = {"load": "geopose.api", "rectify": "geopose.imagery.rectify"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ _PUBLISHED = {
 }
 MODEL_NAMES = (*_PUBLISHED, DEMO)
 _DEMO_FILE = Path(__file__).resolve().parents[1] / "demo" / "demo.pth"
+_DEMO_IS = "a small network trained on synthetic scenes, for demonstration"
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 # Where nobody asked for a download, a machine without a network must not wait for one.
 _BRIEF = Patience(timeout_s=10.0, delays_s=(1.0,))
@@ -63,6 +64,13 @@ def resolve_model(name: str | None = None, overrides: Sequence[str] = ()) -> Inf
     return config
 
 
+def in_words(name: str | None) -> str:
+    """What a user chose, for files that others will read."""
+    if name == DEMO:
+        return f"{DEMO}: {_DEMO_IS}"
+    return name or DEFAULT
+
+
 def _config(name: str, overrides: Sequence[str]) -> InferenceConfig:
     if name in MODEL_NAMES:
         if Path(name).exists():
@@ -90,5 +98,5 @@ def _config(name: str, overrides: Sequence[str]) -> InferenceConfig:
 def _shipped(name: str, overrides: Sequence[str]) -> InferenceConfig:
     if name != DEMO:
         return load_config(config_folder() / "inference" / _PUBLISHED[name], overrides)
-    logger.warning("demo: a small network trained on synthetic scenes, for demonstration")
+    logger.warning("%s: %s", DEMO, _DEMO_IS)
     return replace(config_of_checkpoint(str(_DEMO_FILE), overrides), source=Path(DEMO))

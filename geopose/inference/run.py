@@ -11,7 +11,7 @@ import torch
 
 from geopose import distributed
 from geopose.errors import GeoposeError, RunError
-from geopose.inference.build import build_ensemble, numerics
+from geopose.inference.build import numerics
 from geopose.inference.config import InferenceConfig
 from geopose.inference.leader import Leader, RunReport
 from geopose.inference.pipeline.decode import Reader
@@ -33,6 +33,9 @@ class Job(Protocol):
 
     def leader(self, device: torch.device) -> Leader:
         """What one process does for all."""
+
+    def ensemble(self, device: torch.device, pixels: int) -> PoseEnsemble:
+        """The models on a device; see `build_ensemble`."""
 
     def outputs(self, plan: Plan, process: int) -> Outputs:
         """What takes the results of one process."""
@@ -106,7 +109,7 @@ class _Worker:
                 "one archive must not mix both; choose the same in the config's inference section"
             )
         pixels = self._plan.pixels // self._coordinator.size
-        return build_ensemble(self._config, self._device, pixels)
+        return self._job.ensemble(self._device, pixels)
 
     def predict_and_write(self) -> None:
         """Does images until none is left, and reports."""

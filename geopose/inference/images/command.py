@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from geopose import distributed
 from geopose.cli import ArgumentParser, positive_int
-from geopose.errors import InputError
+from geopose.errors import InputError, one_line
 from geopose.files.writable import check_folder_target
 from geopose.imagery.colours import parse_bands, parse_stretch
 from geopose.imagery.map import parse_ground
 from geopose.inference.build import known_gsd
+from geopose.inference.config import InferenceConfig
 from geopose.inference.dry_run import dry_run
 from geopose.inference.engines.precision import PRECISIONS
 from geopose.inference.images.flows import AUTO, CHOICES
@@ -22,7 +24,7 @@ from geopose.inference.images.found import find_images
 from geopose.inference.images.leader import ImagesJob
 from geopose.inference.images.products import add_product_options, product_choice
 from geopose.inference.images.source import ImageOptions
-from geopose.inference.named_models import DEFAULT, MODEL_NAMES, resolve_model
+from geopose.inference.named_models import DEFAULT, MODEL_NAMES, in_words, resolve_model
 from geopose.inference.predict.tta import TTA_NAMES
 from geopose.inference.run import run_inference
 from geopose.inference.workers.coordinator import Coordinator
@@ -79,8 +81,16 @@ class _Work:
         run_inference(self._job, coordinator)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+class _Options(ArgumentParser):
+    """Raises what a command would end with."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line."""
+        raise InputError(f"{one_line(message)} (options are those of predict.py --help)")
+
+
+def _parser(kind: type[ArgumentParser] = ArgumentParser) -> ArgumentParser:
+    parser = kind(
         prog="predict.py",
         description="Predict heights above ground and vertical flow of any image, and write "
         "products that open on the map: heights, flow, rectified heights and image, a preview, a "
@@ -126,8 +136,7 @@ def _parser() -> ArgumentParser:
 
 def _job(arguments: Namespace) -> ImagesJob:
     """Checks all arguments, and fetches the models, before anything is written."""
-    products = product_choice(arguments)
-    options = _image_options(arguments)
+    choice, options = product_choice(arguments), _image_options(arguments)
     images = find_images(arguments.images)
     check_folder_target(arguments.out, "--out")
     config = resolve_model(arguments.model, _overrides(arguments))
@@ -135,11 +144,50 @@ def _job(arguments: Namespace) -> ImagesJob:
         replace(config, submission_dir=arguments.out),
         images,
         options,
-        products,
+        choice,
         arguments.flow,
         arguments.local_flow,
         None if options.native_gsd else known_gsd(config),
-        arguments.model or DEFAULT,
+        in_words(arguments.model),
+        arguments.force,
+    )
+
+
+def job_for(
+    config: InferenceConfig, model: str | None, image: Path, out: Path, **options: object
+) -> ImagesJob:
+    """The job of one image with models that are there already.
+
+    Args:
+        config: the models.
+        model: what the user called them.
+        image: the file.
+        out: folder of the products.
+        options: as of the command, by their names with underscores; True = given.
+
+    Raises:
+        InputError: an unknown option, or whatever the command would refuse.
+    """
+    words = [str(image), "--out", str(out)]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    if refused := {"model", "tta", "precision", "nproc", "dry_run"} & set(options):
+        raise InputError(f"{', '.join(sorted(refused))}: not an option of one image; see load()")
+    arguments = _parser(_Options).parse_args(words)
+    choice, image_options = product_choice(arguments), _image_options(arguments)
+    check_folder_target(out, "out")
+    return ImagesJob(
+        replace(config, submission_dir=out),
+        find_images([str(image)]),
+        image_options,
+        choice,
+        arguments.flow,
+        arguments.local_flow,
+        None if image_options.native_gsd else known_gsd(config),
+        in_words(model),
         arguments.force,
     )
 

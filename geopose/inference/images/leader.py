@@ -14,12 +14,14 @@ from geopose.errors import InputError
 from geopose.files.atomic import partial_files
 from geopose.files.lock import FolderLock
 from geopose.files.writable import check_folder_target
+from geopose.inference.build import build_ensemble
 from geopose.inference.config import InferenceConfig
 from geopose.inference.images.outputs import ImageOutputs
 from geopose.inference.images.products import ProductChoice
 from geopose.inference.images.source import ImageOptions, ImageTask, open_task, with_colours
 from geopose.inference.leader import Leader
 from geopose.inference.pipeline.task import Outputs, Plan
+from geopose.inference.predict.ensemble import PoseEnsemble
 from geopose.inference.predict.tta import Tta
 from geopose.inference.resume.again import Finished
 from geopose.inference.resume.manifest import Journal
@@ -44,6 +46,7 @@ class ImagesJob:
         range_m: ground sampling that the models know; None = any.
         model_words: what the models are, for tags and page.
         force: predict everything anew.
+        ready: the models, where they are loaded already; not for other processes.
     """
 
     config: InferenceConfig
@@ -55,10 +58,17 @@ class ImagesJob:
     range_m: tuple[float, float] | None
     model_words: str
     force: bool = False
+    ready: PoseEnsemble | None = None
 
     def leader(self, device: torch.device) -> "ImagesLeader":
         """Of this run."""
         return ImagesLeader(self, device)
+
+    def ensemble(self, device: torch.device, pixels: int) -> PoseEnsemble:
+        """The config's models."""
+        if self.ready is not None:
+            return self.ready
+        return build_ensemble(self.config, device, pixels)
 
     def outputs(self, plan: Plan, process: int) -> Outputs:
         """Of one process."""

@@ -17,9 +17,11 @@ from geopose.data.layouts.splits import CHALLENGE, read_split
 from geopose.errors import RunError
 from geopose.files.lock import FolderLock
 from geopose.files.stamp import FileStamp
+from geopose.inference.build import build_ensemble
 from geopose.inference.config import InferenceConfig
 from geopose.inference.leader import Leader
 from geopose.inference.pipeline.task import Outputs, Plan
+from geopose.inference.predict.ensemble import PoseEnsemble
 from geopose.inference.resume.again import Finished
 from geopose.inference.resume.manifest import Journal
 from geopose.inference.submission.folder import SubmissionFolder
@@ -58,6 +60,10 @@ class SubmissionJob:
     def leader(self, device: torch.device) -> "SubmissionLeader":
         """Of this run."""
         return SubmissionLeader(self.config, self.options, device)
+
+    def ensemble(self, device: torch.device, pixels: int) -> PoseEnsemble:
+        """The config's models."""
+        return build_ensemble(self.config, device, pixels)
 
     def outputs(self, plan: Plan, process: int) -> Outputs:
         """Of one process."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +16,13 @@ from geopose.distributed import local_device
 from geopose.errors import InputError
 from geopose.inference.build import build_ensemble, numerics
 from geopose.inference.config import InferenceConfig
+from geopose.inference.images.command import job_for
 from geopose.inference.named_models import resolve_model
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
 from geopose.inference.predict.tta import Prediction
+from geopose.inference.resume.manifest import Manifest
+from geopose.inference.run import run_inference
 from geopose.system.devices import use_device
 
 AS_CONFIGURED = "as configured"
@@ -45,11 +49,15 @@ class Model:
     Attributes:
         config: what they are.
         device: where they are.
+        name: what they were asked for by; None = the default.
     """
 
-    def __init__(self, config: InferenceConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: InferenceConfig, device: torch.device, name: str | None = None
+    ) -> None:
         self.config = config
         self.device = device
+        self.name = name
         use_device(device)
         numerics(config, device)  # says what cannot be had, such as 16 bits of an .onnx file
         self._ensemble = build_ensemble(config, device)
@@ -86,6 +94,28 @@ class Model:
         scale_px_per_m, angle_rad = flow[0].tolist()
         return PredictedPose(agl_m[0, 0].numpy(), scale_px_per_m, angle_rad)
 
+    def predict_file(self, path: str | Path, out: str | Path, **options: object) -> list[Path]:
+        """Products of an image file of any kind and size, as predict.py writes them.
+
+        Args:
+            path: the image.
+            out: folder of the products, made if missing; what is finished in it is kept.
+            options: those of predict.py, such as `products="agl,rectified"`, `gsd=0.35`,
+                `flow="model"`, `sensor="120,25"`, `map="utm"`, `ground_height=-20`,
+                `uint16_cm=True`.
+
+        Returns:
+            The image's products.
+
+        Raises:
+            InputError: an unknown option, or an image that cannot be used.
+            RunError: the image failed, or a product cannot be written.
+        """
+        job = job_for(self.config, self.name, Path(path), Path(out), **options)
+        run_inference(replace(job, ready=self._ensemble))
+        (record,) = (Manifest.load(Path(out)).records[name] for name in job.images)
+        return [Path(out) / name for name in record.files]
+
 
 def _fields(prediction: Prediction, _spread_m: Tensor | None) -> list[Tensor]:
     flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
@@ -114,7 +144,7 @@ def load(
         RunError: a download broke off again and again.
     """
     name = None if model is None else str(model)
-    return Model(resolve_model(name, _overrides(tta, precision)), _device(device))
+    return Model(resolve_model(name, _overrides(tta, precision)), _device(device), name)
 
 
 def _overrides(tta: str | None, precision: str | None) -> Sequence[str]:
