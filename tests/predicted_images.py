@@ -50,8 +50,14 @@ def predicted_town(folder: Path, shape: tuple[int, int] = SHAPE, **changes: Any)
 
 
 @functools.cache
+def _rendered() -> NDArray[np.float32]:
+    return render_boxes(town(SHAPE), SHAPE, FLOW.scale_px_per_m, FLOW.angle_rad).agl_m
+
+
 def _heights(shape: tuple[int, int]) -> NDArray[np.float32]:
-    return render_boxes(town(shape), shape, FLOW.scale_px_per_m, FLOW.angle_rad).agl_m
+    """The town, over and over if there is room for more than one."""
+    rows, columns = (np.arange(size) % most for size, most in zip(shape, SHAPE, strict=True))
+    return _rendered()[rows[:, None], columns[None, :]]
 
 
 def array_of(values: Windows) -> NDArray:

@@ -14,7 +14,7 @@ from geopose.errors import InputError, StorageError
 from geopose.geometry import TWO_PI
 from geopose.imagery.files.raster import open_raster
 from geopose.imagery.map import MapLayout
-from geopose.imagery.place.flow import FlowField
+from geopose.imagery.place.field import FlowField, read_field
 from geopose.imagery.place.georeference import Gcp, Georeference
 from geopose.imagery.rectify import rectify
 from geopose.products.predicted import FROM_RPC, Flow, Flows
@@ -170,7 +170,20 @@ def test_flow_file_holds_both_flows_and_the_field(tmp_path: Path) -> None:
         {"scale": 0.008, "angle": 0.6, "miss_px_of_100_m": 2.5}
     )
     assert content["field"]["x"] == [[None, 0.005], [0.005, 0.005]]
-    assert content["field"]["columns"] == [0.0, 700.0]
+    found = read_field(done.files["vflow"])
+    assert found is not None
+    np.testing.assert_array_equal(found.px_per_m, vectors)
+    np.testing.assert_array_equal(found.columns, field.columns)
+
+
+def test_rectification_goes_by_the_field(tmp_path: Path) -> None:
+    nodes = np.array([0.0, 700.0]), np.array([0.0, 332.0])
+    field = FlowField(*nodes, np.broadcast_to([0.0, 0.5], (2, 2, 2)).copy())
+    image = predicted_town(tmp_path, flows=Flows(FLOW, FROM_RPC, field=field))
+    done = write_products(image, tmp_path, frozenset({"rectified"}))
+    masked = np.where(array_of(image.valid), array_of(image.agl_m), np.float32(np.nan))
+    with open_raster(done.files["agl_rectified"]) as agl:
+        np.testing.assert_array_equal(agl.read(), rectify(masked, 0.5, 0.0).agl_m)
 
 
 def test_uncertainty_of_one_view_is_said_and_counted(tmp_path: Path) -> None:

@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from geopose.data.heights import read_agl_m
-from geopose.data.rgb import read_rgb
-from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, transform_scale_angle
-from geopose.imagery.place.georeference import WGS84, change_crs
-from geopose.imagery.place.rpc import read_rpc_json
 from geopose.imagery.rectify import HIDDEN, SEEN, UNKNOWN, Rectified, rectify, rectify_windows
 from tests.box_scenes import Box, render_boxes, town
-from tests.tiny_data import REALDATA, heights, smooth_rgb
+from tests.tiny_data import heights, smooth_rgb
 
-JAX = REALDATA / "jax068_wv3"
 ANGLES = [0.0, 0.7, math.pi / 2, 2.2, math.pi, 3.9, 1.5 * math.pi, 5.6]
 
 
@@ -210,60 +204,6 @@ def test_what_cannot_be_rectified() -> None:
         rectify(agl_m, 1.0, math.nan)
     with pytest.raises(InputError, match="one size"):
         rectify(agl_m, 1.0, 0.0, np.zeros((5, 4, 3), np.uint8))
-
-
-def _lidar() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Heights above ground of building cells, their class, and where they are (lon, lat)."""
-    tifffile = pytest.importorskip("tifffile")
-    dsm = tifffile.imread(JAX / "truth/JAX_068_DSM.tif").astype(float)
-    classes = tifffile.imread(JAX / "truth/JAX_068_CLS.tif")
-    x0, y0, size, side = (float(v) for v in (JAX / "truth/JAX_068_DSM.txt").read_text().split())
-
-    def smooth(values: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(values.astype(float), 40, mode="nearest", truncate=6)
-
-    ground = smooth(np.where(classes == 2, dsm, 0)) / smooth(classes == 2)
-    row, column = np.mgrid[: int(size), : int(size)]
-    north = y0 + (size - row - 0.5) * side - 0.6  # the images lie 0.6 m beside the lidar
-    lon, lat = change_crs("EPSG:32617", WGS84, x0 + (column + 0.5) * side, north)
-    return dsm - ground, classes == 6, lon, lat
-
-
-def _on_map(array: np.ndarray, view: str, lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
-    rpc = read_rpc_json(JAX / f"rpc_ba/JAX_068_{view}_RGB.json")
-    column, row = (np.rint(axis).astype(int) for axis in rpc.project(lon, lat, -20.0))
-    inside = (row >= 0) & (row < array.shape[0]) & (column >= 0) & (column < array.shape[1])
-    return np.where(inside, array[np.where(inside, row, 0), np.where(inside, column, 0)], np.nan)
-
-
-@pytest.mark.skipif(not JAX.is_dir(), reason="../shared/realdata is not here")
-def test_real_views_agree_with_the_lidar_and_with_each_other() -> None:
-    """Medians, for the ground model under the lidar's buildings is a guess of some decimetres."""
-    pytest.importorskip("rasterio", reason="rasterio is not installed")
-    truth_m, building, lon, lat = _lidar()
-    grey, valid = {}, []
-    for view in ("010", "012", "007", "014"):
-        name = str(JAX / f"train/JAX_068{view}")
-        agl_m, flow = read_agl_m(f"{name}_AGL.tif"), read_vflow(f"{name}_VFLOW.json")
-        rgb = read_rgb(f"{name}_RGB.tif")
-        result = rectify(agl_m, *flow, rgb)
-        assert result.rgb is not None
-        known = building & ~np.isnan(_on_map(np.where(np.isnan(agl_m), np.nan, 1), view, lon, lat))
-        placed = _on_map(result.agl_m, view, lon, lat)
-        valid.append((~np.isnan(placed))[known].mean())
-        error = np.abs(placed - truth_m)[building]
-        raw = np.abs(_on_map(agl_m, view, lon, lat) - truth_m)[building]
-        assert np.nanmedian(error) < 0.2
-        assert np.nanmean(error) < 0.3 * np.nanmean(raw)
-        seen = np.where(result.occlusion == SEEN, result.rgb.mean(axis=2), np.nan)
-        grey[view] = [_on_map(a, view, lon, lat) for a in (rgb.mean(axis=2), seen)]
-    assert np.mean(valid) > 0.88
-    for first, second in (("010", "012"), ("007", "012")):
-        both = ~np.isnan(grey[first][1]) & ~np.isnan(grey[second][1])
-        before, after = (
-            np.corrcoef(grey[first][i][both], grey[second][i][both])[0, 1] for i in (0, 1)
-        )
-        assert after > before + 0.15
 
 
 def test_angle_0_leads_down() -> None:

@@ -175,9 +175,11 @@ def test_bad_input_is_one_line(
     [
         ([], "give either --agl"),
         (["--agl", "a", "--archive", "b"], "give either --agl"),
-        (["--agl", "a", "--out", "o"], "--vflow is missing"),
+        (["--agl", "a", "--out", "o"], "give either --vflow, the flow of a"),
         (["--agl", "a", "--vflow", "v"], "--out is missing"),
-        (["--archive", "a", "--vflow", "v"], "--vflow and --rgb go with --agl"),
+        (["--archive", "a", "--vflow", "v"], "--vflow, --flow and --rgb go with --agl"),
+        (["--agl", "a", "--vflow", "v", "--flow", "rpc", "--out", "o"], "give either --vflow"),
+        (["--archive", "a", "--flow", "rpc"], "--vflow, --flow and --rgb go with --agl"),
         (["--archive", "nowhere.tar.gz", "--data-dir", "DATA"], "nowhere.tar.gz"),
         (["--archive", "DATA", "--data-dir", "DATA"], "holds no *_AGL.tif"),
         (["--agl", "a", "--vflow", "v", "--out", "o", "--ground-height", "3"], "goes with --map"),

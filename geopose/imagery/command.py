@@ -37,10 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("give either --agl and --vflow, or --archive (see rectify.py --help)")
     layout = parse_map(arguments.map, arguments.ground_height)
     if one:
+        if (arguments.vflow is None) == (arguments.flow is None):
+            raise InputError(
+                f"give either --vflow, the flow of {arguments.agl} (its _VFLOW.json), or --flow rpc"
+            )
         _rectify_one(arguments.agl, arguments.vflow, arguments.rgb, arguments.out, layout)
     else:
-        if arguments.vflow is not None or arguments.rgb is not None:
-            raise InputError("--vflow and --rgb go with --agl; an archive has its own flow files")
+        if not arguments.vflow is arguments.rgb is arguments.flow is None:
+            raise InputError(
+                "--vflow, --flow and --rgb go with --agl; an archive has its own flow files"
+            )
         _rectify_archive(arguments.archive, arguments.data_dir, arguments.out, layout)
 
 
@@ -53,6 +59,7 @@ def _parser() -> ArgumentParser:
     add = parser.add_argument
     add("--agl", type=Path, metavar="FILE", help="heights: uint16 cm or float32 m")
     add("--vflow", type=Path, metavar="FILE", help="flow of the image, _VFLOW.json")
+    add("--flow", choices=["rpc"], help="instead: flow by the RPCs of --rgb or --agl")
     add("--rgb", type=Path, metavar="FILE", help="the image, 8-bit RGB")
     add("--archive", type=Path, metavar="FILE", help="a submission: .tar.gz or folder")
     add("--data-dir", type=Path, metavar="DIR", help="where the submission's images are")
@@ -69,13 +76,15 @@ def _parser() -> ArgumentParser:
 def _rectify_one(
     agl: Path, vflow: Path | None, rgb: Path | None, out: Path | None, layout: MapLayout | None
 ) -> None:
-    if vflow is None:
-        raise InputError(f"--vflow is missing: the flow of {agl}, its _VFLOW.json")
     if out is None:
         raise InputError("--out is missing: the folder for the products")
     check_folder_target(out, "--out")
     with _bar(100, "rectify", "%") as advance:
-        products = write_products(agl, vflow, rgb, out, lambda share: advance(100 * share))
+        ground = None if layout is None else layout.ground
+        products = write_products(
+            agl, vflow, rgb, out, lambda share: advance(100 * share),
+            ground if isinstance(ground, float) else None,
+        )  # fmt: skip
     maps = [] if layout is None else [layout.warp(path) for path in products.files]
     logger.info("%s", _summary(products))
     for path in (*products.files, *maps):

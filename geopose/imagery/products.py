@@ -17,6 +17,8 @@ from geopose.data.heights import NODATA_CM, metres
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.imagery.files.raster import Raster, RasterWriter, create_raster, open_raster
+from geopose.imagery.place.field import FlowField, read_field
+from geopose.imagery.place.flow import sensor_flow
 from geopose.imagery.place.georeference import Georeference
 from geopose.imagery.rectify import SEEN, UNKNOWN, Rectified, Window, Windows, rectify_windows
 
@@ -101,25 +103,28 @@ def stem_of(agl: Path) -> str:
 
 def write_products(
     agl: Path,
-    vflow: Path,
+    vflow: Path | None,
     rgb: Path | None,
     out: Path,
     progress: Callable[[float], object] | None = None,
+    ground_m: float | None = None,
 ) -> Products:
     """Rectifies one image into `<stem>_AGL_RECTIFIED.tif`, `_RGB_RECTIFIED.tif`, `_OCCLUSION.tif`.
 
     Args:
         agl: height map: uint16 in cm with 65535 as no-data, or floating metres.
-        vflow: the image's flow, as the challenge stores it.
+        vflow: the image's flow, as the challenge stores it, and its "field" if it has one; None =
+            by the RPCs of `agl` or `rgb`, by place where one vector does not do.
         rgb: the image, 8-bit RGB of the same size; None = no colours are written.
         out: folder, made if missing.
         progress: called after each window with the share of the image that it was.
+        ground_m: of flow by RPCs: ellipsoidal metres of the ground; None = the RPCs' own middle.
 
     Raises:
-        InputError: a file that is missing, broken, of another kind or size.
+        InputError: a file that is missing, broken, of another kind or size, or without RPCs.
         RunError: a product cannot be written.
     """
-    scale_px_per_m, angle_rad = read_vflow(vflow)
+    flow = None if vflow is None else (*read_vflow(vflow), read_field(vflow))
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(agl))
         heights, colours = HeightWindows(raster), None
@@ -128,9 +133,11 @@ def write_products(
             image = stack.enter_context(open_raster(rgb))
             colours = _RgbWindows(image, heights.shape, agl)
             place = place if place != Georeference() else image.georeference
-        work = Rectification(
-            heights, colours, scale_px_per_m, angle_rad, place, {"GEOPOSE_HEIGHTS": agl.name}
-        )
+        if flow is None:
+            flow = _flow_by_rpc(agl if rgb is None else rgb, place, heights.shape, ground_m)
+        scale_px_per_m, angle_rad, field = flow
+        tags = {"GEOPOSE_HEIGHTS": agl.name}
+        work = Rectification(heights, colours, scale_px_per_m, angle_rad, place, tags, field)
         names = (AGL, OCCLUSION) if rgb is None else (AGL, RGB, OCCLUSION)
 
         def each(_window: Window, part: Rectified) -> None:
@@ -138,6 +145,15 @@ def write_products(
                 progress(part.occlusion.size / (heights.shape[0] * heights.shape[1]))
 
         return write_rectified(work, stem_of(agl), out, names, each)
+
+
+def _flow_by_rpc(
+    path: Path, place: Georeference, shape: tuple[int, int], ground_m: float | None
+) -> tuple[float, float, FlowField | None]:
+    if place.rpc is None:
+        raise InputError(f"{path}: it has no RPCs to take the flow from; give --vflow FILE")
+    flow = sensor_flow(place, *shape, ground_m)
+    return flow.scale_px_per_m, flow.angle_rad, flow.field
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,7 @@ class Rectification:
         angle_rad: of the flow.
         place: where the image lies.
         tags: what else is to be known of the products.
+        field: flow by place, where it varies too much for one vector; None = one vector.
     """
 
     heights: Windows
@@ -159,6 +176,7 @@ class Rectification:
     angle_rad: float
     place: Georeference
     tags: dict[str, str]
+    field: FlowField | None = None
 
 
 def write_rectified(
@@ -191,7 +209,11 @@ def write_rectified(
         "GEOPOSE_ANGLE_RAD": f"{work.angle_rad:.9g}",
     }
     shape = (work.heights.shape[0], work.heights.shape[1])
-    pieces = rectify_windows(work.heights, work.scale_px_per_m, work.angle_rad, work.rgb)
+    if work.field is not None:
+        tags["GEOPOSE_FLOW"] = "varies by place; scale and angle are those of the middle"
+    pieces = rectify_windows(
+        work.heights, work.scale_px_per_m, work.angle_rad, work.rgb, field=work.field
+    )
     first = next(pieces)  # wrong heights are found before anything is written
     with ExitStack() as stack:
         if names:

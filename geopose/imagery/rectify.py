@@ -24,12 +24,18 @@ from geopose.imagery.cells import (
     rectify_block,
 )
 from geopose.imagery.lean import Lean
+from geopose.imagery.place.field import FlowField
 
 __all__ = ["HIDDEN", "SEEN", "UNKNOWN", "Rectified", "Window", "rectify", "rectify_windows"]
 
 Window = tuple[slice, slice]  # rows, columns
 _TILE_PX = 512
 _FILE_TILE_PX = 2048
+# With a field, a window has the flow of its middle. What that misses in its corners at the tallest
+# height: well below the rounding to whole pixels. A field of noise does not make windows smaller
+# than the other number, for each reads what can reach it.
+_FIELD_MISS_PX = 0.25
+_FIELD_TILE_PX = 64
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def rectify_windows(
     angle_rad: float,
     rgb: Windows | None = None,
     tile_px: int = _FILE_TILE_PX,
+    field: FlowField | None = None,
 ) -> Iterator[tuple[Window, Rectified]]:
     """The same for an image of any size in bounded memory, window by window.
 
@@ -113,6 +120,10 @@ def rectify_windows(
         angle_rad: as there.
         rgb: as there; parts of it are read.
         tile_px: rows and columns of a window.
+        field: flow by place, of an image over which one vector does not do. Each window goes by
+            the flow of its middle, and windows are so small (down to 64) that this misses the
+            flow of any place in it by a quarter of a pixel at most. Where the field is unknown,
+            scale and angle hold.
 
     Yields:
         A window of the result and what belongs there; windows cover the image row by row.
@@ -122,13 +133,22 @@ def rectify_windows(
     """
     lean = _checked(heights, scale_px_per_m, angle_rad, rgb)
     height, width = heights.shape[:2]
-    lowest_m, highest_m = _range(heights, tile_px)
+    range_m = _range(heights, tile_px)
+    if field is not None:
+        field = field.known(np.array([lean.right, lean.down], np.float64))
+        steady_px = field.steady_px(max(map(abs, range_m)), _FIELD_MISS_PX)
+        tile_px = int(min(tile_px, max(steady_px, _FIELD_TILE_PX)))
     for rows in _spans(height, tile_px):
         for columns in _spans(width, tile_px):
-            yield (
-                (rows, columns),
-                _window(heights, rgb, lean, (lowest_m, highest_m), (rows, columns)),
-            )
+            here = lean if field is None else _lean_of(field, rows, columns)
+            yield (rows, columns), _window(heights, rgb, here, range_m, (rows, columns))
+
+
+def _lean_of(field: FlowField, rows: slice, columns: slice) -> Lean:
+    """Of a window: that of its middle."""
+    middle = [(span.start + span.stop - 1) / 2 for span in (columns, rows)]
+    right, down = field.at(*middle)
+    return Lean(np.float32(right), np.float32(down))
 
 
 def _checked(

@@ -6,7 +6,7 @@ Maps are read a window at a time: an image of any size has products in bounded m
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from geopose.imagery.place.flow import FlowField
+from geopose.imagery.place.field import FlowField
 from geopose.imagery.place.georeference import Georeference
 from geopose.imagery.rectify import Windows
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from geopose.data.heights import CM_PER_M
 from geopose.data.vflow import write_vflow
 from geopose.geometry import angle_difference, wrap_angle
-from geopose.imagery.place.flow import TALL_M, FlowField
+from geopose.imagery.place.field import FlowField
+from geopose.imagery.place.flow import TALL_M
 from geopose.products.predicted import Flow, Flows
 
 

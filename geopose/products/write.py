@@ -216,7 +216,7 @@ def _rectify(work: _Work, size: int, colours: Thumbnail, known: Thumbnail) -> No
 
     rectification = Rectification(
         Masked(image.agl_m, image.valid), image.rgb, image.flows.used.scale_px_per_m,
-        image.flows.used.angle_rad, image.georeference, work.tags,
+        image.flows.used.angle_rad, image.georeference, work.tags, image.flows.field,
     )  # fmt: skip
     names = tuple(_NAMES.values()) if selection.RECTIFIED in work.wanted else ()
     done = write_rectified(rectification, image.stem, work.out, names, each)

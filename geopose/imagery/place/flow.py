@@ -13,8 +13,21 @@ from numpy.typing import NDArray
 
 from geopose.errors import InputError
 from geopose.geometry import flow_of_lean, flow_of_sensor
+from geopose.imagery.place.field import FlowField
 from geopose.imagery.place.georeference import WGS84, Georeference, change_crs, parse_crs
 from geopose.imagery.place.rpc import Rpc
+
+__all__ = [
+    "FlowField",
+    "SensorFlow",
+    "ground_jacobian",
+    "gsd_at",
+    "map_flow",
+    "metres_per_degree",
+    "rpc_flow",
+    "sensor_direction",
+    "sensor_flow",
+]
 
 # One vector does for an image while it puts the roof of a house of 100 m, about the tallest of the
 # challenge's cities, within a pixel of where the flow of its own place would put it: rectification
@@ -27,32 +40,6 @@ _WGS84_E2 = 6.69437999014e-3
 _MAP_SCALE_ERROR = 0.01  # of a projection whose metres we still take for metres of the ground
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class FlowField:
-    """Flow on a coarse grid, for images over which it varies too much for one vector.
-
-    Attributes:
-        columns: of the nodes, ascending pixels, n.
-        rows: the same, m.
-        px_per_m: flow vectors (x, y) per metre of height at the nodes, m x n x 2.
-    """
-
-    columns: Array
-    rows: Array
-    px_per_m: Array
-
-    def at(self, column: Any, row: Any) -> Array:
-        """Flow vectors (x, y) in px per metre of height at pixels, bilinear: (..., 2)."""
-        x, y = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (column, row)))
-        i, u = _cell(self.rows, y)
-        j, v = _cell(self.columns, x)
-        u, v = u[..., None], v[..., None]
-        node = self.px_per_m
-        upper = (1 - v) * node[i, j] + v * node[i, j + 1]
-        lower = (1 - v) * node[i + 1, j] + v * node[i + 1, j + 1]
-        return (1 - u) * upper + u * lower
 
 
 @dataclass(frozen=True)
@@ -247,10 +234,3 @@ def _flow_vectors(rpc: Rpc, columns: Array, rows: Array, height_m: float) -> Arr
 
 def _nodes(size: int) -> Array:
     return np.linspace(0.0, max(size - 1, 1), _NODES)
-
-
-def _cell(nodes: Array, at: Array) -> tuple[NDArray[np.intp], Array]:
-    """Which cell of an axis a place lies in, and how far along it; outside, the border's flow."""
-    inside = np.clip(at, nodes[0], nodes[-1])
-    cell = np.clip(np.searchsorted(nodes, inside, side="right") - 1, 0, nodes.size - 2)
-    return cell, (inside - nodes[cell]) / (nodes[cell + 1] - nodes[cell])
