@@ -233,3 +233,14 @@ def test_no_data_in_centimetres(tmp_path: Path) -> None:
     assert run_command(main, [*files, "--out", str(tmp_path)]) == 0
     with open_raster(tmp_path / "y_OCCLUSION.tif") as occlusion:
         np.testing.assert_array_equal(occlusion.read() == 255, np.isnan(agl_m))
+
+
+def test_no_map_of_an_image_without_a_place(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Said before anything is worked out."""
+    pytest.importorskip("rasterio", reason="rasterio is not installed")
+    out = tmp_path / "o"
+    assert run_command(main, [*_files(data, "AAA_000"), "--out", str(out), "--map", "utm"]) == 2
+    assert "AAA_000_RGB.png: it says nothing of its place" in capfd.readouterr().err
+    assert not out.exists()

@@ -17,7 +17,9 @@ from geopose.data.layouts.challenge import SPLIT_CSV
 from geopose.data.layouts.splits import read_split
 from geopose.errors import GeoposeError, InputError, RunError, one_line
 from geopose.files.writable import check_folder_target
+from geopose.imagery.files.raster import open_raster
 from geopose.imagery.map import MapLayout, parse_map
+from geopose.imagery.place.georeference import Georeference
 from geopose.imagery.products import Products, stem_of, write_products
 from geopose.system.progress import progress_bar
 
@@ -79,6 +81,8 @@ def _rectify_one(
     if out is None:
         raise InputError("--out is missing: the folder for the products")
     check_folder_target(out, "--out")
+    if layout is not None:
+        _check_map(layout, agl, rgb)
     with _bar(100, "rectify", "%") as advance:
         ground = None if layout is None else layout.ground
         products = write_products(
@@ -89,6 +93,16 @@ def _rectify_one(
     logger.info("%s", _summary(products))
     for path in (*products.files, *maps):
         logger.info("wrote %s", path)
+
+
+def _check_map(layout: MapLayout, agl: Path, rgb: Path | None) -> None:
+    """Products have the place of the heights, or else of the image."""
+    with open_raster(agl) as heights:
+        path, place = agl, heights.georeference
+    if rgb is not None and place == Georeference():
+        with open_raster(rgb) as image:
+            path, place = rgb, image.georeference
+    layout.check(path, place)
 
 
 def _summary(products: Products) -> str:

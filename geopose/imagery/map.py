@@ -60,10 +60,19 @@ class MapLayout:
         """Where the map of a product is written."""
         return product.with_name(f"{product.stem}_MAP.tif")
 
+    def check(self, path: Path, place: Georeference) -> None:
+        """Refuses an image of which there will be no map, before its products are worked out."""
+        check_place(path, place, self.ground)
+
     def warp(self, product: Path, tags: dict[str, str] | None = None) -> Path:
         """Writes the map of a product beside it; raises as `warp_to_map` does."""
+        known = {"GEOPOSE_MAP_OF": product.name}
+        if self.ground is not None:
+            ground = self.ground.name if isinstance(self.ground, Path) else f"{self.ground:g}"
+            known["GEOPOSE_GROUND_HEIGHT"] = ground
         with open_raster(product) as raster:
-            warp_to_map(raster, self.path_of(product), self.crs, self.ground, tags=tags)
+            path = self.path_of(product)
+            warp_to_map(raster, path, self.crs, self.ground, tags=known | (tags or {}))
         return self.path_of(product)
 
 
@@ -109,7 +118,7 @@ def warp_to_map(
         RunError: the file cannot be written.
     """
     need_rasterio(f"{path}: a map")
-    check_place(raster, ground)
+    check_place(raster.path, raster.georeference, ground)
     dem = open_raster(ground) if isinstance(ground, Path) else None
     with dem or nullcontext():
         heights = _Dem(dem) if dem is not None else _Level(float(ground or 0.0))  # type: ignore[arg-type]
@@ -117,14 +126,13 @@ def warp_to_map(
         _write_map(raster, Path(path), grid, heights, tags or {})
 
 
-def check_place(raster: Raster, ground: float | Path | None) -> None:
+def check_place(path: Path, place: Georeference, ground: float | Path | None) -> None:
     """Raises InputError unless an image says where it lies, as far as a map needs it."""
-    place = raster.georeference
     if place.kind == "none":
-        raise InputError(f"{raster.path}: it says nothing of its place on the earth; no map of it")
+        raise InputError(f"{path}: it says nothing of its place on the earth; no map of it")
     if place.rpc is not None and ground is None:
         raise InputError(
-            f"{raster.path}: placed by RPCs; give the height of the ground (metres above the "
+            f"{path}: placed by RPCs; give the height of the ground (metres above the "
             "ellipsoid, or a DEM.tif)"
         )
 

@@ -223,7 +223,7 @@ def _task(
     raster: Raster, name: str, options: ImageOptions, range_m: tuple[float, float] | None
 ) -> ImageTask:
     if options.on_map:
-        check_place(raster, options.ground)  # before hours of predicting
+        check_place(raster.path, raster.georeference, options.ground)  # before hours of predicting
     sensor = _sensor(raster, options)
     gsd_m = _gsd(raster, options, sensor)
     zoom, warnings = 1.0, []
