@@ -22,13 +22,20 @@ cores=$("$PYTHON" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')
 SECONDS=0
 step() { echo "== $1" >&2; }
 
-step "1/6 sample city (synthetic)"
+step "1/7 sample city (synthetic)"
 "$PYTHON" -m geopose.sample_city --out "$data" --train 60 --test 8 --size 512 --seed 0 --workers "$cores"
 
-step "2/6 convert"
+step "2/7 a first look, by the demonstration network"
+image=$(ls "$data"/test/*_RGB.j2k | head -n 1)
+gsd=$("$PYTHON" -c 'import csv, sys; print(next(r["gsd"] for r in csv.DictReader(open(sys.argv[1])) if r["id"] == sys.argv[2]))' \
+    "$data/metadata.csv" "$(basename "$image" _RGB.j2k)")
+"$PYTHON" predict.py "$image" --model demo --gsd "$gsd" --out "$out/first_look"
+echo "look: $out/first_look/index.html" >&2
+
+step "3/7 convert"
 "$PYTHON" convert_j2k.py --data-dir "$data" --workers "$cores"
 
-step "3/6 train"
+step "4/7 train"
 # What the model follows from: with other settings, an earlier training is not the one to go on with.
 settings=$(cat scripts/quickstart.sh configs/config.yaml configs/*/base.yaml configs/*/sample*.yaml \
     configs/loss/huber_cos.yaml configs/loss/huber_cos_flow.yaml "$data/sample_city.json" \
@@ -50,13 +57,13 @@ else
     echo "$settings" > "$training/finished"
 fi
 
-step "4/6 predict with test-time augmentation"
+step "5/7 predict with test-time augmentation"
 OMP_NUM_THREADS=1 "$PYTHON" submit_ddp.py configs/inference/sample.yaml --data-dir "$data" --nproc "$cores"
 
-step "5/6 evaluate with the official score"
+step "6/7 evaluate with the official score"
 "$PYTHON" evaluate.py "$out/submission" "$data/test_truth" --json "$out/score.json"
 
-step "6/6 draw"
+step "7/7 draw"
 "$PYTHON" -m geopose.output.compare --data-dir "$data" --predictions "$out/submission" \
     --truth "$data/test_truth" --out "$out/preview.png" --heading "Synthetic test scenes"
 
@@ -67,6 +74,7 @@ cat <<TEXT
 Score on held-out synthetic scenes (mean R2 of height and flow): $score
   archive  $out/submission_compressed.tar.gz
   picture  $out/preview.png
+  page     $out/first_look/index.html (one scene by the demonstration network, before the training)
   scores   $out/score.json
   model    $training/checkpoints_mean_r2/best.pth
   time     $SECONDS s after installation; training stops by the clock, here in epoch $epochs: a faster or
