@@ -12,11 +12,14 @@ from geopose.data.heights import NODATA_CM, read_agl_m, write_agl_cm
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError, StorageError
 from geopose.geometry import TWO_PI
+from geopose.imagery.files import acquired, raster, raster_writer
 from geopose.imagery.files.raster import open_raster
 from geopose.imagery.map import MapLayout
+from geopose.imagery.place import gdal
 from geopose.imagery.place.field import FlowField, read_field
 from geopose.imagery.place.georeference import Gcp, Georeference
 from geopose.imagery.rectify import rectify
+from geopose.products import item
 from geopose.products.predicted import FROM_RPC, Flow, Flows
 from geopose.products.selection import ALL, parse_products
 from geopose.products.thumbnail import Thumbnail
@@ -284,3 +287,19 @@ def test_odd_shapes_and_no_height_have_previews(tmp_path: Path, shape: tuple[int
     with open_raster(done.files["preview"]) as preview:
         assert preview.width == 1600
         assert preview.height < 1600
+
+
+def test_without_rasterio_there_are_plain_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (raster, raster_writer, gdal, acquired, item):
+        monkeypatch.setattr(module, "find_rasterio", lambda: None)
+    image = predicted_town(tmp_path)
+    done = write_products(image, tmp_path)
+    with open_raster(done.files["agl"]) as agl:
+        expected = np.where(array_of(image.valid), array_of(image.agl_m), np.nan)
+        np.testing.assert_array_equal(agl.read(), expected)
+    content = json.loads(done.files["stac"].read_text())
+    assert content["geometry"] is None
+    assert content["assets"]["agl"]["type"] == "image/tiff"
+    assert done.files["page"].is_file()

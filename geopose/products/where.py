@@ -120,7 +120,10 @@ def sensor_angles(image: PredictedImage, ground_m: float) -> tuple[float, float]
         scale, angle = image.flows.sensor.scale_px_per_m, image.flows.sensor.angle_rad
     else:
         return None
-    jacobian = ground_jacobian(place, column, row, ground_m)
+    try:
+        jacobian = ground_jacobian(place, column, row, ground_m)
+    except InputError:  # a CRS that nobody knows
+        return None
     east, north = jacobian @ (scale * angle_to_vector(angle))
     if not math.isfinite(east + north):
         return None
