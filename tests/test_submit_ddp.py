@@ -11,6 +11,7 @@ from geopose.inference.command import submit, submit_ddp
 from tests.tiny_run import (
     ENVIRONMENT,
     SIZES,
+    run_interpreter,
     run_script,
     write_checkpoint,
     write_config,
@@ -33,7 +34,7 @@ def setup(tmp_path_factory):
 def test_two_processes_make_the_same_archive(setup, tmp_path):
     _, arguments, expected = setup
 
-    done = run_script("submit_ddp.py", *arguments, "--nproc", 2, f"submission_dir={tmp_path}")
+    done = run_interpreter("submit_ddp.py", *arguments, "--nproc", 2, f"submission_dir={tmp_path}")
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "submission_compressed.tar.gz").read_bytes() == expected
