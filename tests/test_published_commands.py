@@ -70,11 +70,10 @@ def test_the_shipped_ensembles_predict(
         os.link(tmp_path / "small.pth", entry.files[0])
     monkeypatch.chdir(tmp_path)
     archives = []
-    for command in (submit, submit_ddp):
-        monkeypatch.delenv(VARIABLE, raising=False)
-        assert run_command(command, [config, "--data-dir", str(data)]) == 0
+    monkeypatch.delenv(VARIABLE, raising=False)
+    for command, arguments in ((submit, ["--data-dir", str(data)]), (submit_ddp, [])):
+        assert run_command(command, [config, *arguments]) == 0
         monkeypatch.setenv(VARIABLE, str(data))
-        assert run_command(command, [config]) == 0
         (archive,) = (tmp_path / "submissions").rglob("submission_compressed.tar.gz")
         archives.append(archive.read_bytes())
         (tmp_path / "submissions").rename(tmp_path / command.__name__)

@@ -51,16 +51,16 @@ def test_without_gpus_and_nproc_it_is_one_process(setup, tmp_path, monkeypatch):
     assert (tmp_path / "submission_compressed.tar.gz").read_bytes() == expected
 
 
-def test_a_checkpoint_that_does_not_fit_is_one_line(setup, tmp_path, capsys):
+def test_a_checkpoint_that_does_not_fit_is_one_line(setup, tmp_path):
     _, arguments, _ = setup
     (tmp_path / "bad.pth").write_bytes(b"garbage")
     more = [f"submission_dir={tmp_path}/out", f"ensemble.models=[{tmp_path}/bad.pth]"]
 
-    assert run_command(submit_ddp, [*arguments, "--nproc", "2", *more]) == 2
+    done = run_script("submit_ddp.py", *arguments, "--nproc", 2, *more)
 
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

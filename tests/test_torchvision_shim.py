@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
+import sys
 from geopose.system.distutils_shim import ensure_distutils
 from geopose.system.torchvision_shim import ensure_torchvision
 assert ensure_torchvision() == ensure_torchvision() != "absent"
-ensure_distutils()  # of these, catalyst alone needs it
+said = ensure_distutils()  # of these, catalyst alone needs it
+assert said == ensure_distutils()
+assert said == "native" or sys.version_info >= (3, 12)  # which distutils left
 import torchvision, timm, pytorch_toolbelt.modules, catalyst.dl
+assert hasattr(catalyst.dl, "ProfilerCallback")  # imported for torch >= 1.8.1 only
 """
 
 
