@@ -53,7 +53,7 @@ MEMORY = "memory in bytes: "
 _SUBMIT = f"""
 import resource, sys, torch
 from geopose.cli import run_command
-from geopose.inference.command import submit
+from geopose.inference.submission.command import submit
 code = run_command(submit)
 gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 print("{MEMORY}", gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

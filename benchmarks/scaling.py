@@ -36,7 +36,7 @@ Layouts = dict[str, tuple[list[str], set[int]]]  # name -> (command, cores it ma
 _SUBMIT = """
 import resource, sys
 from geopose.cli import run_command
-from geopose.inference.command import submit
+from geopose.inference.submission.command import submit
 code = run_command(submit)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 sys.exit(code)

@@ -18,14 +18,14 @@ def train() -> NoReturn:
 
 def submit() -> NoReturn:
     """submit.py, geopose-submit."""
-    from geopose.inference.command import submit as command
+    from geopose.inference.submission.command import submit as command
 
     raise SystemExit(run_command(command))
 
 
 def submit_ddp() -> NoReturn:
     """submit_ddp.py, geopose-submit-ddp."""
-    from geopose.inference.command import submit_ddp as command
+    from geopose.inference.submission.command import submit_ddp as command
 
     raise SystemExit(run_command(command))
 
@@ -47,5 +47,12 @@ def convert() -> NoReturn:
 def rectify() -> NoReturn:
     """rectify.py, geopose-rectify."""
     from geopose.imagery.command import main as command
+
+    raise SystemExit(run_command(command))
+
+
+def predict() -> NoReturn:
+    """predict.py, geopose-predict."""
+    from geopose.inference.images.command import predict as command
 
     raise SystemExit(run_command(command))

@@ -24,8 +24,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 _LOADED = [
     "tests.programs", "torch.distributed.run", "geopose.system.torchvision_shim",
-    "geopose.training.fit", "geopose.training.command", "geopose.inference.command",
-    "geopose.convert", "geopose.evaluation", "geopose.imagery.command",
+    "geopose.training.fit", "geopose.training.command",
+    "geopose.inference.submission.command", "geopose.convert", "geopose.evaluation", "geopose.imagery.command",
     "geopose.checkpoints.__main__",
 ]  # fmt: skip
 ENVIRONMENT = {

@@ -13,7 +13,7 @@ from geopose.data.dataset import normalize_image
 from geopose.data.heights import read_agl_m
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
-from geopose.inference.command import submit
+from geopose.inference.submission.command import submit
 from tests.tiny_run import run_script, write_config
 
 NOTHING = {"checkpoint": None, "transfer_encoder_decoder": None, "transfer": None}

@@ -10,7 +10,7 @@ from geopose.checkpoints.__main__ import main
 from geopose.checkpoints.formats.pth import save_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
-from geopose.inference.command import submit, submit_ddp
+from geopose.inference.submission.command import submit, submit_ddp
 from geopose.models.build import build_model
 from geopose.training.initial_weights import apply_initial_weights
 from tests.file_server import FileServer, status, whole

@@ -12,7 +12,7 @@ import pytest
 from geopose.cli import run_command
 from geopose.convert import main as convert
 from geopose.evaluation import main as evaluate
-from geopose.inference.command import submit
+from geopose.inference.submission.command import submit
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,8 +22,8 @@ from geopose.checkpoints.load import load_model
 from geopose.checkpoints.weights import mean_weights
 from geopose.cli import run_command
 from geopose.errors import InputError
-from geopose.inference.command import submit
 from geopose.inference.config import load_config
+from geopose.inference.submission.command import submit
 from geopose.models.build import build_model
 from geopose.training.initial_weights import apply_initial_weights
 from tests.tiny_run import model_config, tiny_payload, write_config, write_split

@@ -13,7 +13,7 @@ from tests.tiny_run import ENVIRONMENT
 PROGRAM = """
 import geopose.training.fit, sys
 found = sorted(sys.modules)
-import geopose.inference.command, geopose.evaluation
+import geopose.inference.submission.command, geopose.evaluation
 import geopose.checkpoints.export, geopose.checkpoints.formats.onnx_file
 import onnxruntime
 onnxruntime.SessionOptions()

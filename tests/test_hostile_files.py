@@ -20,7 +20,7 @@ from geopose.errors import InputError, one_line
 from geopose.files.stamp import FileStamp
 from geopose.files.yaml_file import load_yaml
 from geopose.inference.config import load_config
-from geopose.inference.submission.manifest import MANIFEST_NAME, Manifest
+from geopose.inference.resume.manifest import MANIFEST_NAME, Manifest
 from tests.tiny_run import tiny_payload, write_checkpoint
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -12,7 +12,7 @@ from geopose.checkpoints.load import load_model
 from geopose.checkpoints.remote.download import Patience
 from geopose.checkpoints.remote.fetch import Source, fetch_all
 from geopose.errors import InputError
-from geopose.inference.submission.settings import difference
+from geopose.inference.resume.settings import difference
 from tests.file_server import FileServer, whole
 from tests.tiny_run import tiny_payload, write_checkpoint
 

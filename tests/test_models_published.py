@@ -21,8 +21,8 @@ from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
 from geopose.construct import plain
 from geopose.data.heights import read_agl_m
-from geopose.inference.command import submit
 from geopose.inference.config import load_config
+from geopose.inference.submission.command import submit
 from geopose.models.build import build_model
 from geopose.models.legacy import published_to_current
 from geopose.training.initial_weights import apply_initial_weights

@@ -15,7 +15,7 @@ from geopose.data.heights import write_agl_cm
 from geopose.data.rgb import read_rgb, write_png
 from geopose.errors import InputError, StorageError
 from geopose.files.atomic import atomic_path, partial_files
-from geopose.inference.command import submit
+from geopose.inference.submission.command import submit
 from geopose.sample_city import writer
 from geopose.sample_city.writer import MARKER, write_dataset
 from tests.test_checkpoints import tiny_payload

@@ -16,8 +16,8 @@ from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
-from geopose.inference.command import submit
 from geopose.inference.engines.onnx_engine import load_onnx
+from geopose.inference.submission.command import submit
 from tests.tiny_run import (
     model_config,
     payload_of,

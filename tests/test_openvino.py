@@ -12,11 +12,11 @@ from geopose import keys
 from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
 from geopose.errors import RunError
-from geopose.inference.command import submit
 from geopose.inference.engines import backends, openvino_engine
 from geopose.inference.engines.backends import prepare
 from geopose.inference.engines.openvino_engine import OpenVinoNetwork, has_openvino
 from geopose.inference.engines.precision import resolve_precision
+from geopose.inference.submission.command import submit
 from tests.tiny_networks import VARIANTS, answers, network
 from tests.tiny_run import ROOT, SIZES, write_checkpoint, write_config, write_split
 

@@ -27,6 +27,7 @@ SCRIPTS = {
     "geopose-evaluate": "evaluate.py",
     "geopose-convert": "convert_j2k.py",
     "geopose-rectify": "rectify.py",
+    "geopose-predict": "predict.py",
 }
 
 
@@ -126,7 +127,7 @@ def test_everything_else_works_without_the_optional_packages() -> None:
         "for name in ('onnx', 'onnxruntime', 'onnxscript', 'openvino', 'pytest'):\n"
         "    sys.modules[name] = None\n"
         "import geopose.checkpoints.__main__, geopose.evaluation, geopose.convert\n"
-        "import geopose.inference.command, geopose.training.fit\n"
+        "import geopose.inference.submission.command, geopose.training.fit\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True

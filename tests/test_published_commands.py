@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from geopose.cli import run_command
-from geopose.inference.command import submit, submit_ddp
 from geopose.inference.config import load_config
+from geopose.inference.submission.command import submit, submit_ddp
 from tests.tiny_data import write_data_dir
 from tests.tiny_run import ENVIRONMENT, ROOT, model_config, payload_of, run_script, write_split
 

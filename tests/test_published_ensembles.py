@@ -23,8 +23,8 @@ from geopose.data.dataset import normalize_image
 from geopose.data.heights import read_agl_m
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
-from geopose.inference.command import submit
 from geopose.inference.config import load_config
+from geopose.inference.submission.command import submit
 from tests.tiny_run import (
     ROOT,
     model_config,

@@ -20,7 +20,7 @@ from geopose.checkpoints.__main__ import main
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
 from geopose.errors import InputError
-from geopose.inference.command import submit
+from geopose.inference.submission.command import submit
 from geopose.models.build import build_model
 from geopose.training.fit import fit
 from geopose.training.initial_weights import apply_initial_weights

@@ -15,7 +15,7 @@ from geopose.data.dataset import normalize_image
 from geopose.data.heights import read_agl_m
 from geopose.data.rgb import read_rgb, write_png
 from geopose.data.vflow import read_vflow
-from geopose.inference.command import submit
+from geopose.inference.submission.command import submit
 from tests.tiny_run import SIZES, tiny_payload, write_checkpoint, write_config, write_split
 
 NAMES = [f"ABC_{number:03d}" for number in range(len(SIZES))]
@@ -363,17 +363,17 @@ def test_an_output_folder_that_cannot_be_made(setup, tmp_path, capsys, monkeypat
 @pytest.mark.parametrize(
     "place",
     [
-        "pipeline.DeviceCopy.upload",
-        "pipeline.DeviceCopy.download",
-        "pipeline.PoseEnsemble.forward",
-        "pipeline.to_centimetres",
+        "pipeline.pipeline.DeviceCopy.upload",
+        "pipeline.pipeline.DeviceCopy.download",
+        "pipeline.pipeline.PoseEnsemble.forward",
+        "submission.outputs.to_centimetres",
     ],
 )
 def test_too_little_memory_says_what_to_lower(setup, tmp_path, capsys, monkeypatch, place):
     def full(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: out of memory\nCompile with ...")
 
-    monkeypatch.setattr(f"geopose.inference.pipeline.{place}", full)
+    monkeypatch.setattr(f"geopose.inference.{place}", full)
     config = write_config(tmp_path / "c.yaml", [setup / "a.pth"])
     assert run(config, setup / "data") == 1
     error = capsys.readouterr().err.splitlines()[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from geopose.cli import run_command
-from geopose.inference.command import submit, submit_ddp
+from geopose.inference.submission.command import submit, submit_ddp
 from tests.tiny_run import (
     ENVIRONMENT,
     SIZES,
@@ -83,7 +83,7 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from geopose.cli import run_command
-from geopose.inference import command
+from geopose.inference.submission import command
 from geopose.inference.predict.ensemble import PoseEnsemble
 
 forward, happened = PoseEnsemble.forward, Path(__file__).with_name("happened")

@@ -24,10 +24,10 @@ from geopose.data.rgb import write_png
 from geopose.data.vflow import read_vflow
 from geopose.files import lock, stamp
 from geopose.inference import dry_run, run
-from geopose.inference.command import submit
-from geopose.inference.pipeline import decode
-from geopose.inference.pipeline.progress import IMAGE
+from geopose.inference.pipeline.progress import PART
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
+from geopose.inference.submission import tasks
+from geopose.inference.submission.command import submit
 from geopose.inference.workers.coordinator import Coordinator
 from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
@@ -353,7 +353,7 @@ def test_leftovers_of_a_killed_run_are_removed(job):
 
 def test_a_decoding_process_that_is_killed_is_said(job, monkeypatch, capsys):
     shutil.rmtree(job.out)
-    monkeypatch.setattr(decode, "open_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(tasks, "open_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     assert job.run("inference.num_workers=1") == 1
     assert "a process that decodes images was killed" in capsys.readouterr().err.splitlines()[-1]
 
@@ -388,8 +388,8 @@ def test_progress_counts_every_view_and_ends_with_whole_images(job, monkeypatch,
     for name in NAMES[:broken]:
         os.truncate(job.folder / f"data/test/{name}_RGB.png", 100)
     assert job.run("--force", "ensemble.tta=d4", "inference.batch_size=2") == broken
-    assert sum(counted) == len(NAMES) * IMAGE
-    steps = [parts for parts in counted if parts <= 2 * IMAGE / 9]
+    assert sum(counted) == len(NAMES) * PART
+    steps = [parts for parts in counted if parts <= 2 * PART / 9]
     assert len(steps) == len(counted) - broken
     assert len(steps) > len(NAMES)
 

@@ -12,27 +12,25 @@ import torch
 from numpy.typing import NDArray
 
 from geopose import distributed
-from geopose.data.rgb import read_image
 from geopose.inference.build import build_ensemble, load_entry
 from geopose.inference.config import InferenceConfig
-from geopose.inference.leader import Leader, RunOptions
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
+from geopose.inference.pipeline.task import Plan, Task
 from geopose.inference.predict.ensemble import PoseEnsemble, held_bytes
 from geopose.inference.predict.tta import Tta
-from geopose.inference.submission.plan import Plan, Task
+from geopose.inference.run import Job
 from geopose.system.cores import usable_cores
 from geopose.system.devices import use_device
 
 logger = logging.getLogger(__name__)
 
 
-def dry_run(config: InferenceConfig, options: RunOptions, processes: int) -> None:
-    """Logs what `run_inference` would do with the same arguments.
+def dry_run(job: Job, processes: int) -> None:
+    """Logs what `run_inference` would do with the same job.
 
     Args:
-        config: the run.
-        options: of the command.
+        job: images and what becomes of them.
         processes: how many would share the images.
 
     Raises:
@@ -42,8 +40,9 @@ def dry_run(config: InferenceConfig, options: RunOptions, processes: int) -> Non
     use_device(device)
     if device.type == "cpu" and processes > 1:
         torch.set_num_threads(max(1, usable_cores() // processes))
-    plan = Leader(config, options, device).plan()
-    logger.info("%s, into %s (nothing is written now)", config.source, config.submission_dir)
+    config, leader = job.config, job.leader(device)
+    plan = leader.plan()
+    logger.info("%s, into %s (nothing is written now)", config.source, leader.root)
     logger.info("%s", plan.summary())
     _log_sizes(plan)
     _log_models(config, plan)
@@ -56,7 +55,9 @@ def _log_sizes(plan: Plan) -> None:
     sizes = Counter(task.size for task in plan.tasks if task.predict)
     for (height, width), count in sizes.items():
         what = f"{width} x {height} px" if height else "unreadable, they would fail"
-        logger.info("  %d images: %s", count, what)
+        tiles = sum(t.parts for t in plan.tasks if t.predict and t.size == (height, width))
+        noun = "tiles" if tiles > count else "images"
+        logger.info("  %d %s: %s", max(tiles, count), noun, what)
 
 
 def _log_models(config: InferenceConfig, plan: Plan) -> None:
@@ -76,18 +77,20 @@ def _log_cost(
     config: InferenceConfig, plan: Plan, task: Task, device: torch.device, processes: int
 ) -> None:
     """Memory and time of the largest image, and what follows for all of them."""
-    to_predict = [t for t in plan.tasks if t.predict]
-    shape = torch.Size((config.batch_size, 3, *task.size))
+    part = task.read(0)
+    if part.rgb is None:
+        logger.info("%s cannot be tried: %s", task.name, part.problem or "its first tile is empty")
+        return
+    shape = torch.Size((config.batch_size, 3, *part.rgb.shape[:2]))
     sample, times = _sample(config, device, shape)
-    pixels_in_all = times * sum(t.size[0] * t.size[1] for t in to_predict)
+    pixels_in_all = times * plan.pixels
     ensemble = build_ensemble(sample, device, int(pixels_in_all / processes))
-    rgb = read_image(task.record.rgb_file()).rgb
-    first_s, seconds = _timed(ensemble, device, [rgb] * sample.batch_size, task.record.gsd_m)
-    rate = pixels_in_all / (task.size[0] * task.size[1]) / processes  # images of this size
+    first_s, seconds = _timed(ensemble, device, [part.rgb] * sample.batch_size, part.gsd_m)
+    rate = pixels_in_all / (shape[2] * shape[3]) / processes  # images of this size
     total_s = first_s + seconds * max(0.0, rate - sample.batch_size)
     logger.info(
         "%s%s took %.2f s on %s%s; about %s for all with %d process%s",
-        "one view of " if sample.tta != config.tta else "", task.record.rgb.name, seconds, device,
+        "one view of " if sample.tta != config.tta else "", task.name, seconds, device,
         f", the start {first_s:.1f} s" if first_s > seconds else "",
         timedelta(seconds=round(total_s)), processes, "" if processes == 1 else "es",
     )  # fmt: skip
@@ -110,7 +113,9 @@ def _timed(
     with torch.inference_mode():
         for _ in range(1 if device.type == "cpu" else 2):
             started = time.perf_counter()
-            predict(ensemble, device_copy, images, [gsd_m] * len(images))()
+            predict(
+                ensemble, device_copy, images, [gsd_m] * len(images), lambda found, _: [found.agl_m]
+            )()
             took.append(time.perf_counter() - started)
     return took[0], took[-1] / len(images)
 

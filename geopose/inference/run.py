@@ -1,10 +1,11 @@
-"""A run over the test split, the same for one process and for many: images in, an archive out.
+"""A run of a job, the same for one process and for many: images in, what the job makes of them out.
 
-Plan, load, predict each image, write, pack. The leader decides what is to do, every process does
-what it takes from the common list, the leader packs the archive.
+Plan, load, predict each image, write, conclude. The leader decides what is to do, every process
+does what it takes from the common list, the leader makes what is made of all.
 """
 
 from contextlib import closing
+from typing import Protocol
 
 import torch
 
@@ -12,31 +13,39 @@ from geopose import distributed
 from geopose.errors import GeoposeError, RunError
 from geopose.inference.build import build_ensemble, numerics
 from geopose.inference.config import InferenceConfig
-from geopose.inference.leader import Leader, RunOptions, RunReport
+from geopose.inference.leader import Leader, RunReport
 from geopose.inference.pipeline.decode import Reader
 from geopose.inference.pipeline.pipeline import Pipeline
 from geopose.inference.pipeline.progress import Progress
-from geopose.inference.pipeline.write import Outputs
+from geopose.inference.pipeline.task import Outputs, Plan
 from geopose.inference.predict.ensemble import PoseEnsemble
-from geopose.inference.submission.folder import SubmissionFolder
-from geopose.inference.submission.manifest import Journal
-from geopose.inference.submission.plan import Plan
-from geopose.inference.submission.settings import difference
+from geopose.inference.resume.settings import difference
 from geopose.inference.workers.coordinator import Coordinator, WorkReport
 from geopose.system.cores import usable_cores
 
 
-def run_inference(
-    config: InferenceConfig, options: RunOptions, coordinator: Coordinator | None = None
-) -> RunReport:
-    """Predicts what is missing of the test split and packs the submission.
+class Job(Protocol):
+    """What a run is about; pickled for the processes of a run."""
+
+    @property
+    def config(self) -> InferenceConfig:
+        """Models, views, batch size."""
+
+    def leader(self, device: torch.device) -> Leader:
+        """What one process does for all."""
+
+    def outputs(self, plan: Plan, process: int) -> Outputs:
+        """What takes the results of one process."""
+
+
+def run_inference(job: Job, coordinator: Coordinator | None = None) -> RunReport:
+    """Predicts what is missing of a job's images and concludes it.
 
     Called on every process of a run with the same arguments. Nothing is written before the data,
     the folder and all models have been checked.
 
     Args:
-        config: models, views, batch size, folder.
-        options: data directory and what to do.
+        job: images and what becomes of them.
         coordinator: the processes; None: this one alone.
 
     Raises:
@@ -45,13 +54,13 @@ def run_inference(
     """
     coordinator = coordinator or Coordinator.alone()
     device = distributed.local_device()
-    with closing(Leader(config, options, device)) as leader:
+    with closing(job.leader(device)) as leader:
         plan = coordinator.decide("plan", leader.plan)
-        with closing(_Worker(config, plan, device, coordinator)) as worker:
+        with closing(_Worker(job, plan, device, coordinator)) as worker:
             worker.load()
             coordinator.decide("start", lambda: leader.start(plan, coordinator))
             with Progress(coordinator, plan, coordinator.leads and bool(plan.tasks)):
-                worker.predict_and_write(options.visualize)
+                worker.predict_and_write()
                 if coordinator.leads:
                     leader.wait(plan, coordinator)
         return coordinator.decide("outcome", lambda: leader.finish(plan, coordinator))
@@ -61,9 +70,9 @@ class _Worker:
     """This process's share of a run; nothing at all where it only leads or nothing is to do."""
 
     def __init__(
-        self, config: InferenceConfig, plan: Plan, device: torch.device, coordinator: Coordinator
+        self, job: Job, plan: Plan, device: torch.device, coordinator: Coordinator
     ) -> None:
-        self._config, self._plan = config, plan
+        self._job, self._config, self._plan = job, job.config, plan
         self._device, self._coordinator = device, coordinator
         self._ensemble: PoseEnsemble | None = None
         self._reader: Reader | None = None
@@ -71,10 +80,9 @@ class _Worker:
             self._reader = Reader(self._decoders())  # before there is anything large to copy
 
     def _decoders(self) -> int:
-        """Decoding processes: no more than this process's share of cores and of images."""
+        """Decoding processes: no more than this process's share of cores and of the work."""
         cores = max(1, usable_cores() // distributed.local_world_size())
-        images = -(-len(self._plan.tasks) // self._coordinator.size)
-        return min(self._config.num_workers, cores, images)
+        return min(self._config.num_workers, cores, -(-self._plan.parts // self._coordinator.size))
 
     def load(self) -> None:
         """Loads the models; a process that cannot says so, and the others do its share."""
@@ -97,17 +105,14 @@ class _Worker:
                 f"{self._device} would compute otherwise than the first process ({differing}), and "
                 "one archive must not mix both; choose the same in the config's inference section"
             )
-        sizes = [task.size for task in self._plan.tasks if task.predict]
-        pixels = sum(height * width for height, width in sizes)
-        return build_ensemble(self._config, self._device, pixels // self._coordinator.size)
+        pixels = self._plan.pixels // self._coordinator.size
+        return build_ensemble(self._config, self._device, pixels)
 
-    def predict_and_write(self, visualize: bool) -> None:
+    def predict_and_write(self) -> None:
         """Does images until none is left, and reports."""
         if self._reader is None:
             return
-        folder = SubmissionFolder(self._config.submission_dir)
-        journal = Journal(folder.root, self._coordinator.rank or 0)
-        outputs = Outputs(folder, self._plan.fingerprint, journal, visualize)
+        outputs = self._job.outputs(self._plan, self._coordinator.rank or 0)
         pipeline = Pipeline(
             self._ensemble, self._device, self._reader, outputs, self._config.batch_size
         )

@@ -1,1 +1,1 @@
-"""Files made of one predicted image: heights, flow, rectified images, a preview, an item, a page."""
+"""Files made of one predicted image: heights, flow, rectified images, preview, item and page."""

@@ -1,4 +1,4 @@
-"""Decodes images ahead of the models: image files in, RGB arrays out, in processes of their own.
+"""Reads parts of images ahead of the models: tasks in, RGB arrays out, in processes of their own.
 
 An image is taken from the common list only when there is a process to decode it, and towards the
 list's end only when the models are free, so that no process of a run sits on images while another
@@ -13,38 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from geopose.data.rgb import open_image
-from geopose.errors import GeoposeError, RunError
-from geopose.inference.submission.manifest import SourceStamp
-from geopose.inference.submission.plan import Task
+from geopose.errors import RunError
+from geopose.inference.pipeline.task import Part, Task
 
 _WATCH_S = 2.0  # how often a decoding process looks whether its parent lives
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One image read: its pixels (H x W x 3) and its file's stamp, or what failed.
-
-    `unknown` is H x W, where the file declares that it has no data; None = nowhere.
-    """
-
-    task: Task
-    rgb: NDArray[np.uint8] | None
-    source: SourceStamp | None
-    problem: str = ""
-    unknown: NDArray[np.bool_] | None = None
-
-    @property
-    def name(self) -> str:
-        """The image's file name as listed."""
-        return self.task.record.rgb.name
 
 
 class Reader:
@@ -67,45 +41,52 @@ class Reader:
 
     def read(
         self, tasks: Sequence[Task], claim: Callable[[], int | None], processes: int, batch: int
-    ) -> Iterator[Decoded]:
-        """Images as they are claimed, a few decoded ahead.
+    ) -> Iterator[Part]:
+        """Parts of images as these are claimed, a few read ahead.
 
         Args:
             tasks: all tasks of the run.
             claim: gives the number of the next one to take, None at the end.
             processes: how many share the tasks.
-            batch: how many images the models take at once.
+            batch: how many parts the models take at once.
 
         Raises:
             RunError: a decoding process was killed.
         """
         most = self._processes + batch - 1 if self._processes else 0
-        waiting: deque[tuple[Task, Future[Decoded] | None]] = deque()
+        waiting: deque[tuple[Task, int, Future[Part] | None]] = deque()
+        unread: deque[tuple[Task, int]] = deque()  # of the image that was taken last
         left = len(tasks)  # that nobody has taken, as far as this process knows
 
         def take(least: int) -> None:
             nonlocal left
-            while left and len(waiting) < max(least, min(most, left // processes)):
-                number = claim()
-                left = 0 if number is None else len(tasks) - number - 1
-                if number is not None:
-                    waiting.append((tasks[number], self._begin(tasks[number])))
+            while (left or unread) and len(waiting) < max(
+                least, most if unread else min(most, left // processes)
+            ):
+                if not unread:
+                    number = claim()
+                    left = 0 if number is None else len(tasks) - number - 1
+                    if number is None:
+                        return
+                    unread.extend((tasks[number], part) for part in range(tasks[number].parts))
+                task, part = unread.popleft()
+                waiting.append((task, part, self._begin(task, part)))
 
         while True:
             take(1)
             if not waiting:
                 return
-            task, future = waiting.popleft()
+            task, number, future = waiting.popleft()
             take(0)
-            yield self._wait(task, future)
+            yield self._wait(task, number, future)
 
-    def _begin(self, task: Task) -> "Future[Decoded] | None":
-        return None if self._pool is None else self._pool.submit(_read, task)
+    def _begin(self, task: Task, number: int) -> "Future[Part] | None":
+        return None if self._pool is None else self._pool.submit(task.read, number)
 
-    def _wait(self, task: Task, future: "Future[Decoded] | None") -> Decoded:
+    def _wait(self, task: Task, number: int, future: "Future[Part] | None") -> Part:
         started = time.perf_counter()
         try:
-            return _read(task) if future is None else future.result()
+            return task.read(number) if future is None else future.result()
         except BrokenProcessPool as error:
             raise RunError(
                 "a process that decodes images was killed, perhaps for lack of memory; lower "
@@ -131,15 +112,3 @@ def _start(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _read(task: Task) -> Decoded:
-    path: Path = task.record.rgb_file()
-    try:
-        source = SourceStamp.of_file(path)
-        pixels, unknown = open_image(path, task.record.rgb)
-        return Decoded(task, pixels[:, :], source, unknown=unknown)
-    except GeoposeError as error:
-        return Decoded(task, None, None, str(error))
-    except OSError as error:
-        return Decoded(task, None, None, f"cannot read {path}: {error.strerror}")

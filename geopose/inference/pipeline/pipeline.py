@@ -1,4 +1,4 @@
-"""One process's share of a run: images decoded ahead, predicted, written in the background.
+"""One process's share of a run: parts of images read ahead, predicted, written in the background.
 
 The models wait for neither: processes decode the next images, copies to and from a GPU run beside
 the computation, threads write what is done. All queues between them are bounded, so memory does not
@@ -18,15 +18,14 @@ from torch import Tensor
 
 from geopose.errors import GeoposeError, RunError, StorageError
 from geopose.inference.pipeline.background import Background
-from geopose.inference.pipeline.decode import Decoded, Reader
+from geopose.inference.pipeline.decode import Reader
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.idle_time import IdleTime
-from geopose.inference.pipeline.progress import ImageProgress
-from geopose.inference.pipeline.write import Outputs, Stored
+from geopose.inference.pipeline.progress import PartProgress
+from geopose.inference.pipeline.task import Outputs, Part, Task
 from geopose.inference.predict.ensemble import PoseEnsemble, do_nothing
-from geopose.inference.submission.plan import Task
+from geopose.inference.predict.tta import HeightSpread, Prediction
 from geopose.inference.workers.coordinator import Coordinator, WorkReport
-from geopose.output.writer import to_centimetres
 from geopose.system.devices import is_out_of_memory, sent, use_device
 
 _WRITERS = {"cpu": 1, "cuda": 3}  # threads; one 2048 x 2048 map takes a core 0.05 s
@@ -34,7 +33,7 @@ _WAITING = 2  # batches' results that may wait for a thread
 
 
 class Pipeline:
-    """Predicts images as they are claimed.
+    """Predicts the parts of images as these are claimed.
 
     Args:
         ensemble: None if no task needs it.
@@ -73,12 +72,12 @@ class Pipeline:
         """
         started = time.perf_counter()
         report = WorkReport()
-        images = self._reader.read(
+        parts = self._reader.read(
             tasks, lambda: coordinator.claim(len(tasks)), coordinator.size, self._batch_size
         )
         try:
             with torch.inference_mode():
-                for batch in batches(images, self._batch_size):
+                for batch in batches(self._wanted(parts, coordinator), self._batch_size):
                     self._do(batch, coordinator, report)
             self._writers.finish()
         except GeoposeError as error:
@@ -91,63 +90,82 @@ class Pipeline:
         report.output_wait_s = self._idle_time.output_wait_s
         return report
 
-    def _do(self, batch: list[Decoded], coordinator: Coordinator, report: WorkReport) -> None:
-        """Computes one batch and leaves its files to the writers."""
+    def _wanted(self, parts: Iterable[Part], coordinator: Coordinator) -> Iterator[Part]:
+        """Without what is left of images that have failed."""
+        for part in parts:
+            if self._outputs.skips(part):
+                PartProgress(coordinator, 1, 0).finish()
+            else:
+                yield part
+
+    def _do(self, batch: list[Part], coordinator: Coordinator, report: WorkReport) -> None:
+        """Computes one batch and leaves what follows to the writers."""
         first = batch[0]
-        if first.rgb is None:
-            if first.task.predict:
-                self._outputs.discard(first)
-            report.failed.append((first.name, first.problem))
-            ImageProgress(coordinator, 1, 0).finish()
-        elif first.task.predict:
-            self._idle_time.before(self._reader.wait_s, self._writers.wait_s)
-            if self._ensemble is None:
-                raise ValueError("nothing to predict with")
-            image_progress = ImageProgress(coordinator, len(batch), self._ensemble.runs)
-            arrived = predict(
-                self._ensemble,
-                self._device_copy,
-                [image.rgb for image in batch if image.rgb is not None],
-                [image.task.record.gsd_m for image in batch],
-                image_progress.step,
-            )
-            self._idle_time.after()
-            for item, image in enumerate(batch):
-                self._writers.put(self._write_job(image, item, arrived, image_progress, report))
+        progress = PartProgress(coordinator, len(batch), 0)
+        if first.problem:
+            self._outputs.fail(first)
+            with self._counting:
+                report.failed.append((first.task.name, first.problem))
+            progress.finish()
+        elif not first.task.predict:
+            for part in batch:
+                self._writers.put(self._draw_job(part, progress, report))
+        elif first.rgb is None:
+            self._writers.put(self._write_job(first, 0, lambda: [], progress, report))
         else:
-            image_progress = ImageProgress(coordinator, len(batch), 0)
-            for image in batch:
-                self._writers.put(self._draw_job(image, image_progress, report))
+            self._predict(batch, coordinator, report)
+
+    def _predict(self, batch: list[Part], coordinator: Coordinator, report: WorkReport) -> None:
+        if self._ensemble is None:
+            raise ValueError("nothing to predict with")
+        self._idle_time.before(self._reader.wait_s, self._writers.wait_s)
+        progress = PartProgress(coordinator, len(batch), self._ensemble.runs)
+        arrived = predict(
+            self._ensemble,
+            self._device_copy,
+            [part.rgb for part in batch if part.rgb is not None],
+            [part.gsd_m for part in batch],
+            self._outputs.fields,
+            progress.step,
+            HeightSpread() if self._outputs.wants_spread else None,
+        )
+        self._idle_time.after()
+        for item, part in enumerate(batch):
+            self._writers.put(self._write_job(part, item, arrived, progress, report))
 
     def _write_job(
         self,
-        image: Decoded,
+        part: Part,
         item: int,
         arrived: Callable[[], list[Tensor]],
-        image_progress: ImageProgress,
+        progress: PartProgress,
         report: WorkReport,
     ) -> Callable[[], None]:
         def write() -> None:
             try:
-                self._outputs.write(image, Stored(*(part[item] for part in arrived())))
+                finished = self._outputs.write(part, [field[item] for field in arrived()])
                 with self._counting:
-                    report.predicted += 1
+                    report.predicted += finished
             except StorageError as error:
-                report.failed.append((image.name, str(error)))
-            image_progress.finish()
+                with self._counting:
+                    report.failed.append((part.task.name, str(error)))
+            progress.finish()
 
         return write
 
     def _draw_job(
-        self, image: Decoded, image_progress: ImageProgress, report: WorkReport
+        self, part: Part, progress: PartProgress, report: WorkReport
     ) -> Callable[[], None]:
         def draw() -> None:
-            self._outputs.draw(image)
+            self._outputs.draw(part)
             with self._counting:
                 report.drawn += 1
-            image_progress.finish()
+            progress.finish()
 
         return draw
+
+
+Fields = Callable[[Prediction, Tensor | None], list[Tensor]]
 
 
 def predict(
@@ -155,7 +173,9 @@ def predict(
     device_copy: DeviceCopy,
     images: Sequence[NDArray[np.uint8]],
     gsd_m: Sequence[float],
+    fields: Fields,
     on_run: Callable[[], None] = do_nothing,
+    spread: HeightSpread | None = None,
 ) -> Callable[[], list[Tensor]]:
     """Starts predicting images of one size; the returned function waits for what comes out.
 
@@ -164,10 +184,12 @@ def predict(
         device_copy: takes the images there and the results back.
         images: H x W x 3 RGB each.
         gsd_m: of each of them.
+        fields: see `Outputs`.
         on_run: see `PoseEnsemble`.
+        spread: the same.
 
     Returns:
-        Gives what `Stored` holds, N of each, in main memory.
+        Gives the fields, N of each, in main memory.
 
     Raises:
         RunError: out of memory, wherever on the way.
@@ -175,10 +197,9 @@ def predict(
     try:
         pixels = device_copy.upload(images)
         sizes = sent(torch.tensor(gsd_m, dtype=torch.float32)[:, None], device_copy.device)
-        prediction = ensemble(pixels, sizes, on_run)
-        heights = to_centimetres(prediction.agl_m)
-        flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
-        return device_copy.download([heights.agl_cm, heights.misfits, flow])
+        prediction = ensemble(pixels, sizes, on_run, spread)
+        spread_m = None if spread is None else spread.result()
+        return device_copy.download(fields(prediction, spread_m))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -191,20 +212,20 @@ def predict(
         ) from error
 
 
-def batches(images: Iterable[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
-    """Groups images that follow each other, have one size and need the same; others stand alone."""
-    batch: list[Decoded] = []
-    for image in images:
-        if batch and _kind(image) != _kind(batch[0]):
+def batches(parts: Iterable[Part], batch_size: int) -> Iterator[list[Part]]:
+    """Groups parts that follow each other, have one size and need the same; others stand alone."""
+    batch: list[Part] = []
+    for part in parts:
+        if batch and _kind(part) != _kind(batch[0]):
             yield batch
             batch = []
-        batch.append(image)
-        if image.rgb is None or len(batch) == batch_size:
+        batch.append(part)
+        if part.rgb is None or len(batch) == batch_size:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def _kind(image: Decoded) -> tuple[bool, tuple[int, ...]]:
-    return image.task.predict, () if image.rgb is None else image.rgb.shape
+def _kind(part: Part) -> tuple[bool, tuple[int, ...]]:
+    return part.task.predict, () if part.rgb is None else part.rgb.shape

@@ -6,37 +6,37 @@ from types import TracebackType
 from tqdm import tqdm
 
 from geopose.errors import GeoposeError
-from geopose.inference.submission.plan import Plan
+from geopose.inference.pipeline.task import Plan
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.system.progress import progress_bar
 
 _REFRESH_S = 0.25
-IMAGE = 10**6  # parts that an image is counted in; they are whole numbers for the coordinator
+PART = 10**6  # what a part of an image counts; steps are whole numbers for the coordinator
 _BAR = "{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
-class ImageProgress:
-    """Counts a batch's work while it is done: an image of many models and views takes long.
+class PartProgress:
+    """Counts a batch's work while it is done: many models and views take long.
 
     Args:
         coordinator: counts.
-        images: of the batch.
-        runs: of networks on each image.
+        count: parts of images in the batch.
+        runs: of networks on each of them.
     """
 
-    def __init__(self, coordinator: Coordinator, images: int, runs: int) -> None:
+    def __init__(self, coordinator: Coordinator, count: int, runs: int) -> None:
         self._coordinator = coordinator
-        self._images = images
-        self._part = IMAGE // (runs + 1)  # writing is the last
-        self._left = IMAGE
+        self._count = count
+        self._step = PART // (runs + 1)  # writing is the last
+        self._left = PART
 
     def step(self) -> None:
-        """A network has run on all images of the batch."""
-        self._left -= self._part
-        self._coordinator.advance(self._images * self._part)
+        """A network has run on all parts of the batch."""
+        self._left -= self._step
+        self._coordinator.advance(self._count * self._step)
 
     def finish(self) -> None:
-        """One of the images is written, or has failed."""
+        """One of the parts is written, or has failed."""
         self._coordinator.advance(self._left)
 
 
@@ -45,7 +45,8 @@ class Progress:
 
     Args:
         coordinator: counts.
-        plan: what is to do; images kept from earlier runs count as done.
+        plan: what is to do; images kept from earlier runs count as done. Where images have several
+            parts, these are counted.
         shown: False: show nothing.
     """
 
@@ -72,18 +73,20 @@ class Progress:
             self._thread.join()
 
     def _run(self) -> None:
-        done = self._plan.images - len(self._plan.tasks)
+        tiled = self._plan.parts > len(self._plan.tasks)
+        done = 0 if tiled else self._plan.images - len(self._plan.tasks)
         # smoothing 0: the mean speed, because images of several processes end in bursts.
         with progress_bar(
-            total=self._plan.images, initial=done, unit="image", smoothing=0, bar_format=_BAR
-        ) as bar:
+            total=done + self._plan.parts, initial=done, unit="tile" if tiled else "image",
+            smoothing=0, bar_format=_BAR,
+        ) as bar:  # fmt: skip
             while not self._stop.wait(_REFRESH_S):
                 self._show(bar, done)
             self._show(bar, done)
 
     def _show(self, bar: tqdm, done: int) -> None:
         try:
-            bar.update(done + self._coordinator.advanced() / IMAGE - bar.n)
+            bar.update(done + self._coordinator.advanced() / PART - bar.n)
         except GeoposeError:  # the run will notice, and say so
             self._stop.set()
         bar.refresh()

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError, RunError
-from geopose.inference.predict.tta import Look, Prediction, PredictionMean, Tta, real_directions
+from geopose.inference.predict.tta import (
+    HeightSpread,
+    Look,
+    Prediction,
+    PredictionMean,
+    Tta,
+    real_directions,
+)
 from geopose.inference.predict.view_batches import ViewBatches
 from geopose.inference.predict.weight_offload import WeightOffload
 from geopose.system.devices import is_out_of_memory
@@ -170,7 +177,11 @@ class PoseEnsemble(nn.Module):
         return len(self.members) * len(self.tta.views)
 
     def forward(
-        self, image: Tensor, gsd_m: Tensor, on_run: Callable[[], None] = do_nothing
+        self,
+        image: Tensor,
+        gsd_m: Tensor,
+        on_run: Callable[[], None] = do_nothing,
+        spread: HeightSpread | None = None,
     ) -> Prediction:
         """Averaged prediction.
 
@@ -178,44 +189,59 @@ class PoseEnsemble(nn.Module):
             image: as for a member.
             gsd_m: as for a member.
             on_run: called after each of `runs`, on a GPU when it has been started.
+            spread: is shown every view of every model.
         """
         told = _Told(on_run)
         while True:
             try:
-                return self._average(image, gsd_m, told)
+                return self._average(image, gsd_m, told, spread)
             except Exception as error:
                 if not is_out_of_memory(error) or not self._offload.can_make_room():
                     raise
             # Views brought back or means did not fit; networks alone are looked after elsewhere.
             self._offload.make_room()
             told.begin_anew()
+            if spread is not None:
+                spread.begin_anew()
 
-    def _average(self, image: Tensor, gsd_m: Tensor, on_run: Callable[[], None]) -> Prediction:
+    def _average(
+        self,
+        image: Tensor,
+        gsd_m: Tensor,
+        on_run: Callable[[], None],
+        spread: HeightSpread | None,
+    ) -> Prediction:
         looks = [view.look(image, gsd_m) for view in self.tta.views]
+
+        def back(view: int, prediction: Prediction) -> Prediction:
+            found = self.tta.views[view].bring_back(prediction, image.shape[-2:])
+            if spread is not None:
+                spread.add(found.agl_m)
+            on_run()
+            return found
+
         if self.tta_mode == TTA_PER_MODEL:
-            return self._views_then_members(looks, image.shape[-2:], on_run)
-        return self._members_then_views(looks, image.shape[-2:], on_run)
+            return self._views_then_members(looks, back)
+        return self._members_then_views(looks, back)
 
     def _views_then_members(
-        self, looks: list[Look], size: torch.Size, on_run: Callable[[], None]
+        self, looks: list[Look], back: Callable[[int, Prediction], Prediction]
     ) -> Prediction:
         mean = PredictionMean()
         for batches in self._batches:
             own = PredictionMean(self.tta.geometric_agl)
             for view, prediction in batches.predict(looks):
-                own.add(self.tta.views[view].bring_back(prediction, size))
-                on_run()
+                own.add(back(view, prediction))
             mean.add(own.result())
         return mean.result()
 
     def _members_then_views(
-        self, looks: list[Look], size: torch.Size, on_run: Callable[[], None]
+        self, looks: list[Look], back: Callable[[int, Prediction], Prediction]
     ) -> Prediction:
         of_views = [PredictionMean() for _ in looks]
         for batches in self._batches:
             for view, prediction in batches.predict(looks):
-                of_views[view].add(self.tta.views[view].bring_back(prediction, size))
-                on_run()
+                of_views[view].add(back(view, prediction))
         mean = PredictionMean(self.tta.geometric_agl)
         for of_view in of_views:
             mean.add(of_view.result())

@@ -118,6 +118,35 @@ class PredictionMean:
         return mean._replace(agl_m=torch.exp(mean.agl_m)) if self._geometric else mean
 
 
+class HeightSpread:
+    """Running standard deviation of heights over views and models (Welford's recurrence)."""
+
+    def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """All predictions are made again."""
+        self._count = 0
+        self._mean: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def add(self, agl_m: Tensor) -> None:
+        """Adds one view of one model, N x 1 x H x W."""
+        self._count += 1
+        if self._mean is None or self._squares is None:
+            self._mean, self._squares = agl_m.clone(), torch.zeros_like(agl_m)
+            return
+        before = agl_m - self._mean
+        self._mean.add_(before, alpha=1.0 / self._count)
+        self._squares.addcmul_(before, agl_m - self._mean)
+
+    def result(self) -> Tensor | None:
+        """Metres, N x 1 x H x W; None of fewer than two predictions: they cannot differ."""
+        if self._squares is None or self._count < 2:
+            return None
+        return (self._squares / self._count).sqrt()
+
+
 @dataclass(frozen=True)
 class Look:
     """What one view shows a model: the moved image (any type, N x 3 x h x w) and its gsd, N x 1."""

@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from geopose import distributed
 from geopose.cli import setup_logging
-from geopose.errors import GeoposeError, RunError
+from geopose.errors import GeoposeError, InputError, RunError
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.system.cores import usable_cores
 from geopose.system.devices import use_device
@@ -146,6 +146,25 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for each, handler in earlier.items():
             signal.signal(each, handler)
+
+
+def process_count(wanted: int | None) -> int:
+    """How many processes predict on this machine: as wanted, else one for each visible GPU.
+
+    Raises:
+        InputError: fewer than one, or more than there are GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if wanted is None:
+        return max(1, gpus)
+    if wanted < 1:
+        raise InputError(f"--nproc is {wanted}, must be 1 or more")
+    if gpus and wanted > gpus:
+        raise InputError(
+            f"--nproc is {wanted}, but {gpus} GPUs are visible; to use the CPU instead set "
+            "CUDA_VISIBLE_DEVICES to nothing"
+        )
+    return wanted
 
 
 # ---------------------------------------------------------------- processes of a launcher

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from geopose.data.layout import ImageRecord
 from geopose.errors import RunError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.files.ordinary import check_ordinary
-from geopose.files.stamp import FileStamp
-from geopose.inference.submission.settings import KnownHashes, Settings
+from geopose.files.stamp import FileStamp, SourceStamp
+from geopose.inference.resume.settings import KnownHashes, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -29,39 +28,6 @@ _MALFORMED = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, IndexError,
 )  # fmt: skip
 _LARGEST = 2**63
-
-
-@dataclass(frozen=True)
-class SourceStamp:
-    """The image file that was predicted: size, CRC-32 of its bytes, two times of change in ns.
-
-    Anybody can set the time of a file's content; that of its entry is the system's own. 0: unknown.
-    """
-
-    size: int
-    mtime_ns: int
-    crc32: int
-    ctime_ns: int = 0
-
-    @staticmethod
-    def of_file(path: Path) -> "SourceStamp":
-        """The stamp of a file, read in full; OSError if that fails."""
-        stat = path.stat()
-        content = FileStamp.of_file(path)
-        return SourceStamp(content.size, stat.st_mtime_ns, content.crc32, stat.st_ctime_ns)
-
-    def fits(self, path: Path) -> bool:
-        """Whether a file is still the same; copied or touched it is, if its bytes are."""
-        stat = path.stat()
-        if stat.st_size != self.size:
-            return False
-        same_times = (stat.st_mtime_ns, stat.st_ctime_ns) == (self.mtime_ns, self.ctime_ns)
-        return same_times or FileStamp.of_file(path).crc32 == self.crc32
-
-    def with_times_of(self, path: Path) -> "SourceStamp":
-        """For a file that fits: its times of now, so that it need not be read again."""
-        stat = path.stat()
-        return replace(self, mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
 
 
 @dataclass(frozen=True)
@@ -80,10 +46,10 @@ class Record:
     gsd_m: float
     files: dict[str, FileStamp]
 
-    def seen(self, image: ImageRecord) -> "Record":
+    def seen(self, file: Path) -> "Record":
         """The same record of an image whose file was found to be the one that was predicted."""
         try:
-            return replace(self, source=self.source.with_times_of(image.rgb_file()))
+            return replace(self, source=self.source.with_times_of(file))
         except OSError:
             return self
 

@@ -2,9 +2,11 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from geopose.data.heights import metres, read_agl_m
@@ -12,10 +14,18 @@ from geopose.data.layout import viz_name
 from geopose.data.vflow import read_vflow
 from geopose.errors import RunError
 from geopose.files.stamp import FileStamp
-from geopose.inference.pipeline.decode import Decoded
+from geopose.inference.pipeline.task import Part
+from geopose.inference.predict.tta import Prediction
+from geopose.inference.resume.manifest import Journal, Record
 from geopose.inference.submission.folder import SubmissionFolder
-from geopose.inference.submission.manifest import Journal, Record
-from geopose.output.writer import check_misfits, discard_prediction, output_names, write_prediction
+from geopose.inference.submission.tasks import Read
+from geopose.output.writer import (
+    check_misfits,
+    discard_prediction,
+    output_names,
+    to_centimetres,
+    write_prediction,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +49,7 @@ def _mention_unknown(name: str, count: int, pixels: int) -> None:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One image's prediction in main memory, as it goes into the files.
-
-    Attributes:
-        agl_cm: H x W int32.
-        misfits: 3 numbers, see `Centimetres`.
-        flow: scale in px/m and angle in radians.
-    """
-
-    agl_cm: Tensor
-    misfits: Tensor
-    flow: Tensor
-
-
-@dataclass(frozen=True)
-class Outputs:
+class SubmissionOutputs:
     """Writes into a submission folder; safe to use from several threads.
 
     Attributes:
@@ -69,70 +64,87 @@ class Outputs:
     journal: Journal
     visualize: bool
 
-    def write(self, image: Decoded, stored: Stored) -> None:
+    wants_spread = False
+
+    def skips(self, part: Part) -> bool:
+        """An image is one part here."""
+        return False
+
+    def fields(self, prediction: Prediction, spread_m: Tensor | None) -> list[Tensor]:
+        """Heights as they are stored, what cannot be, and (scale in px/m, angle in radians)."""
+        heights = to_centimetres(prediction.agl_m)
+        flow = torch.cat([prediction.scale_px_per_m, prediction.angle_rad], dim=1).double()
+        return [heights.agl_cm, heights.misfits, flow]
+
+    def write(self, part: Part, fields: Sequence[Tensor]) -> bool:
         """All files of an image.
 
         Raises:
             StorageError: the prediction holds what files cannot; nothing of the image is left.
             RunError: a file cannot be written.
         """
-        name = image.name
-        agl_file, _ = output_names(name)
-        self.discard(image)
-        width = stored.agl_cm.shape[1]
-        check_misfits(stored.misfits, width, str(self.folder.predictions / agl_file))
-        scale_px_per_m, angle_rad = stored.flow.tolist()
-        agl_cm = stored.agl_cm.numpy().astype(np.uint16)
-        write_prediction(self.folder.predictions, name, agl_cm, scale_px_per_m, angle_rad)
-        self.journal.add(name, self._record(image))
+        image = _read_image(part)
+        agl_cm, misfits, flow = fields
+        self.fail(part)
+        agl_file, _ = output_names(part.task.name)
+        check_misfits(misfits, agl_cm.shape[1], str(self.folder.predictions / agl_file))
+        scale_px_per_m, angle_rad = flow.tolist()
+        stored = agl_cm.numpy().astype(np.uint16)
+        write_prediction(self.folder.predictions, part.task.name, stored, scale_px_per_m, angle_rad)
+        self.journal.add(part.task.name, self._record(image))
         if image.unknown is not None:
-            _mention_unknown(name, int(np.count_nonzero(image.unknown)), image.unknown.size)
+            unknown = int(np.count_nonzero(image.unknown))
+            _mention_unknown(part.task.name, unknown, image.unknown.size)
         if self.visualize:
-            self._draw(image, metres(agl_cm), scale_px_per_m, angle_rad)
+            self._draw(image, metres(stored), scale_px_per_m, angle_rad)
+        return True
 
-    def draw(self, image: Decoded) -> None:
+    def draw(self, part: Part) -> None:
         """The picture of a prediction that is kept.
 
         Raises:
             GeoposeError: a file cannot be read or written.
         """
-        agl_file, vflow_file = output_names(image.name)
+        agl_file, vflow_file = output_names(part.task.name)
         agl_m = read_agl_m(self.folder.predictions / agl_file)
-        self._draw(image, agl_m, *read_vflow(self.folder.predictions / vflow_file))
+        flow = read_vflow(self.folder.predictions / vflow_file)
+        self._draw(_read_image(part), agl_m, *flow)
 
-    def discard(self, image: Decoded) -> None:
+    def fail(self, part: Part) -> None:
         """Removes what an earlier run left of an image that is done anew or has failed.
 
         Raises:
             RunError: it cannot be removed.
         """
+        if not part.task.predict:
+            return
         try:
-            discard_prediction(self.folder.predictions, image.name)
-            (self.folder.pictures / viz_name(image.name)).unlink(missing_ok=True)
+            discard_prediction(self.folder.predictions, part.task.name)
+            (self.folder.pictures / viz_name(part.task.name)).unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot remove {error.filename}: {error.strerror}") from error
 
-    def _record(self, image: Decoded) -> Record:
-        if image.source is None:
-            raise ValueError("an image that could not be read has no prediction")
+    def _record(self, image: Read) -> Record:
+        names = output_names(image.task.name)
         try:
-            files = {
-                name: FileStamp.of_file(self.folder.predictions / name)
-                for name in output_names(image.name)
-            }
+            files = {name: FileStamp.of_file(self.folder.predictions / name) for name in names}
         except OSError as error:
             raise RunError(f"cannot read {error.filename} again: {error.strerror}") from error
         return Record(self.settings, image.source, image.task.record.gsd_m, files)
 
     def _draw(
-        self, image: Decoded, agl_m: np.ndarray, scale_px_per_m: float, angle_rad: float
+        self, image: Read, agl_m: np.ndarray, scale_px_per_m: float, angle_rad: float
     ) -> None:
-        if image.rgb is None:
-            raise ValueError("an image that could not be read cannot be drawn")
         if image.unknown is not None:
             agl_m = np.where(image.unknown, np.nan, agl_m)
         from geopose.output.preview import save_visualization  # imports matplotlib, rarely needed
 
-        picture = self.folder.pictures / viz_name(image.name)
+        picture = self.folder.pictures / viz_name(image.task.name)
         with _DRAWING:
             save_visualization(picture, image.rgb, agl_m, scale_px_per_m, angle_rad)
+
+
+def _read_image(part: Part) -> Read:
+    if not isinstance(part.more, Read):
+        raise ValueError("an image that could not be read has no prediction")
+    return part.more

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
-
 from geopose import distributed
 from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
@@ -21,12 +19,13 @@ from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
 from geopose.inference.dry_run import dry_run
-from geopose.inference.leader import RunOptions
 from geopose.inference.run import run_inference
 from geopose.inference.submission.folder import SubmissionFolder
+from geopose.inference.submission.leader import RunOptions, SubmissionJob
 from geopose.inference.workers.coordinator import Coordinator
 from geopose.inference.workers.launch import (
     launched_coordinator,
+    process_count,
     spawned_coordinator,
     stop_on_signals,
 )
@@ -59,12 +58,12 @@ class _Job:
     def run(self, coordinator: Coordinator) -> None:
         """Runs the configs in turn, on every process alike."""
         for number, config in enumerate(self.configs):
-            run_inference(config, self.options, coordinator.part(f"run-{number}"))
+            run_inference(SubmissionJob(config, self.options), coordinator.part(f"run-{number}"))
 
     def explain(self, processes: int) -> None:
         """Says what `run` would do."""
         for config in self.configs:
-            dry_run(config, self.options, processes)
+            dry_run(SubmissionJob(config, self.options), processes)
 
 
 def submit(argv: Sequence[str] | None = None) -> None:
@@ -98,7 +97,7 @@ def submit_ddp(argv: Sequence[str] | None = None) -> None:
         job, processes = _job(arguments), distributed.world_size()
         _start(job, arguments.dry_run, launched_coordinator(), processes)
         return
-    processes = _process_count(arguments.nproc)
+    processes = process_count(arguments.nproc)
     job = _job(arguments)
     coordinator = (
         nullcontext(Coordinator.alone())
@@ -170,17 +169,3 @@ def _start(
             if distributed.is_main():
                 logger.error("stopped; what is finished is kept, run again to go on")
             raise
-
-
-def _process_count(wanted: int | None) -> int:
-    gpus = torch.cuda.device_count()
-    if wanted is None:
-        return max(1, gpus)
-    if wanted < 1:
-        raise InputError(f"--nproc is {wanted}, must be 1 or more")
-    if gpus and wanted > gpus:
-        raise InputError(
-            f"--nproc is {wanted}, but {gpus} GPUs are visible; to use the CPU instead set "
-            "CUDA_VISIBLE_DEVICES to nothing"
-        )
-    return wanted

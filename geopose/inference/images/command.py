@@ -1,0 +1,181 @@
+"""The command predict.py: images of any kind and size in, map-ready products out."""
+
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from geopose import distributed
+from geopose.checkpoints.remote.fetch import fetch_all
+from geopose.cli import ArgumentParser, positive_int
+from geopose.errors import InputError
+from geopose.imagery.colours import parse_bands, parse_stretch
+from geopose.inference.dry_run import dry_run
+from geopose.inference.engines.precision import PRECISIONS
+from geopose.inference.images.choice import *
+from geopose.inference.images.flows import AUTO, CHOICES
+from geopose.inference.images.found import find_images
+from geopose.inference.images.leader import ImagesJob
+from geopose.inference.images.source import ImageOptions
+from geopose.inference.predict.tta import TTA_NAMES
+from geopose.inference.run import run_inference
+from geopose.inference.workers.coordinator import Coordinator
+from geopose.inference.workers.launch import (
+    launched_coordinator,
+    process_count,
+    spawned_coordinator,
+    stop_on_signals,
+)
+
+logger = logging.getLogger(__name__)
+
+_TILE_PX, _OVERLAP_PX = 1024, 256
+_LEAST_TILE_PX = 64
+
+
+def predict(argv: Sequence[str] | None = None) -> None:
+    """predict.py: the run in this process, in several, or as a launcher's."""
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.nproc is not None and distributed.launched():
+        raise InputError("--nproc: torchrun has started the processes already; leave it out")
+    job = _job(arguments)
+    processes = distributed.world_size()
+    if not distributed.launched():
+        processes = process_count(arguments.nproc)
+    if arguments.dry_run:
+        if distributed.is_main():
+            dry_run(job, processes)
+        return
+    if distributed.launched():
+        coordinator = launched_coordinator()
+    elif processes > 1:
+        coordinator = spawned_coordinator(processes, _Work(job))
+    else:
+        coordinator = nullcontext(Coordinator.alone())
+    with stop_on_signals():
+        try:
+            with coordinator as members:
+                run_inference(job, members)
+        except (KeyboardInterrupt, SystemExit):
+            if distributed.is_main():
+                logger.error("stopped; what is finished is kept, run again to go on")
+            raise
+
+
+class _Work:
+    """What a spawned process does."""
+
+    def __init__(self, job: ImagesJob) -> None:
+        self._job = job
+
+    def __call__(self, coordinator: Coordinator) -> None:
+        run_inference(self._job, coordinator)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="predict.py",
+        description="Predict heights above ground and vertical flow of any image, and write "
+        "products that open on the map: heights, flow, rectified heights and image, a preview, a "
+        "page (docs/predict.md).",
+    )
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    add("--model", metavar="M", help="published-2, published-4, published-9, demo, an inference "
+        "YAML, a checkpoint or its URL (default: published-2 if it can be had)")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the products")
+    image = parser.add_argument_group("the images")
+    add = image.add_argument
+    add("--gsd", type=float, metavar="M", help="metres per pixel, where the file does not say")
+    add("--native-gsd", action="store_true", help="never resample to what the models know")
+    add("--bands", metavar="R,G,B", help="band numbers from 1 (default: by the file)")
+    add("--stretch", default=AUTO, metavar="S", help="to 8 bits: auto (8 bits as stored, else "
+        "percentiles 1,99 of the whole image), none, LOW,HIGH percentiles, or LOW:HIGH values")  # fmt: skip
+    add("--nodata", type=float, metavar="V", help="value that means no data, beside what the file "
+        "says")  # fmt: skip
+    add("--sensor", metavar="AZIMUTH,INCIDENCE", help="degrees: the sensor as seen from the "
+        "ground, clockwise from north, and from the vertical; of images on the map")  # fmt: skip
+    add("--ground-height", metavar="M|DEM.tif", help="of images with RPCs: metres above the "
+        "ellipsoid")  # fmt: skip
+    how = parser.add_argument_group("prediction")
+    add = how.add_argument
+    add("--flow", choices=CHOICES, default=AUTO, help="which flow products go by: auto takes the "
+        "sensor's if it is known, else the model's")  # fmt: skip
+    add("--local-flow", action="store_true", help="also write the flow of each tile")
+    add("--tile", type=positive_int, default=_TILE_PX, metavar="PX", help="side of a tile "
+        f"(default: {_TILE_PX})")  # fmt: skip
+    add("--overlap", type=positive_int, metavar="PX", help="of tiles (default: a quarter)")
+    views = ", ".join("null" if name is None else name for name in TTA_NAMES)
+    add("--tta", metavar="VIEWS", help=f"{views} (default: as the model's config)")
+    add("--precision", choices=PRECISIONS, help="default: as the model's config")
+    add("--workers", type=int, metavar="N", help="processes that read images")
+    add("--nproc", type=int, metavar="N", help="processes that predict (default: one for each "
+        "visible GPU, else one)")  # fmt: skip
+    add("--force", action="store_true", help="predict again what is finished")
+    add("--dry-run", action="store_true", help="say what would be done, and write nothing")
+    add_product_options(parser)
+    return parser
+
+
+def _job(arguments: Namespace) -> ImagesJob:
+    """Checks all arguments, and fetches the models, before anything is written."""
+    products = product_options(arguments)
+    options = _image_options(arguments)
+    images = find_images(arguments.images)
+    chosen = resolve_model(
+        arguments.model,
+        arguments.out,
+        tta=arguments.tta,
+        precision=arguments.precision,
+        num_workers=arguments.workers,
+    )
+    fetch_all([source for entry in chosen.config.models for source in entry.sources])
+    return ImagesJob(
+        chosen.config,
+        images,
+        options,
+        products,
+        arguments.flow,
+        arguments.local_flow,
+        chosen.gsd_range_m(),
+        chosen.words,
+        arguments.force,
+    )
+
+
+def _image_options(arguments: Namespace) -> ImageOptions:
+    gsd_m, tile = arguments.gsd, arguments.tile
+    if gsd_m is not None and not (math.isfinite(gsd_m) and gsd_m > 0):
+        raise InputError(f"--gsd is {gsd_m}, must be metres above 0")
+    if tile < _LEAST_TILE_PX:
+        raise InputError(f"--tile is {tile}, must be {_LEAST_TILE_PX} or more")
+    overlap = tile // 4 if arguments.overlap is None else arguments.overlap
+    if overlap > tile // 2:
+        raise InputError(f"--overlap is {overlap}, must be at most half of the tile, {tile // 2}")
+    return ImageOptions(
+        gsd_m,
+        arguments.native_gsd,
+        parse_bands(arguments.bands),
+        parse_stretch(arguments.stretch),
+        arguments.nodata,
+        _sensor(arguments.sensor),
+        None,
+        tile,
+        overlap,
+    )
+
+
+def _sensor(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        azimuth, incidence = map(float, text.split(","))
+    except ValueError:
+        azimuth = incidence = math.nan
+    if not (math.isfinite(azimuth) and 0.0 <= incidence < 90.0):
+        raise InputError(
+            f"--sensor {text}: expected AZIMUTH,INCIDENCE in degrees, incidence from 0 to below 90"
+        )
+    return azimuth, incidence
