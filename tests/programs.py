@@ -22,12 +22,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-_LOADED = [
-    "tests.programs", "torch.distributed.run", "geopose.system.torchvision_shim",
-    "geopose.training.fit", "geopose.training.command",
-    "geopose.inference.submission.command", "geopose.convert", "geopose.evaluation", "geopose.imagery.command",
+LOADED = [
+    "tests.programs",
+    "torch.distributed.run",
     "geopose.checkpoints.__main__",
-]  # fmt: skip
+    "geopose.convert",
+    "geopose.evaluation",
+    "geopose.imagery.command",
+    "geopose.inference.submission.command",
+    "geopose.training.command",
+    "geopose.training.fit",
+]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -67,7 +72,7 @@ def run_forked_program(
 def _server() -> Any:
     """The context of the server, which is started in the root and with tests' environment."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LOADED)
+    context.set_forkserver_preload(LOADED)
     here, environment = Path.cwd(), dict(os.environ)
     try:
         os.chdir(ROOT)
