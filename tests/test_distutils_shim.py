@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 from geopose.system.distutils_shim import LooseVersion
+from tests.programs import ROOT
 
 # As Python 3.12 without setuptools: whatever finds distutils elsewhere is asked after this.
 MISSING = """
@@ -26,7 +26,7 @@ assert hasattr(catalyst.dl, "ProfilerCallback")  # imported for torch >= 1.8.1 o
 
 def test_catalyst_imports_without_distutils() -> None:
     command = [sys.executable, "-W", "ignore", "-c", MISSING + PROGRAM]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -16,7 +16,6 @@ from geopose.evaluation import evaluate, format_table, main
 from geopose.metrics import ScoreAccumulator
 from tests.tiny_run import run_script
 
-ROOT = Path(__file__).parents[1]
 IDS = ["ARG_aa_1", "ARG_bb", "JAX_cc"]
 
 

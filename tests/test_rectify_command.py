@@ -18,7 +18,6 @@ from geopose.imagery.rectify import rectify
 from tests.tiny_data import heights, smooth_rgb, write_data_dir
 from tests.tiny_run import run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("AGL_RECTIFIED", "RGB_RECTIFIED", "OCCLUSION")
 
 

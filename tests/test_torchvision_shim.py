@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from pathlib import Path
+
+from tests.programs import ROOT
 
 PROGRAM = """
 import sys
@@ -19,5 +20,5 @@ assert hasattr(catalyst.dl, "ProfilerCallback")  # imported for torch >= 1.8.1 o
 
 def test_everything_that_needs_torchvision_imports() -> None:
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
