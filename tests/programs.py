@@ -106,7 +106,7 @@ def _run(arguments: Sequence[str], env: Mapping[str, str]) -> None:
     try:
         if arguments[0] == "-m":
             sys.argv = list(arguments[1:])
-            if arguments[1] == "torch.distributed.run":
+            if arguments[1].startswith("torch.distributed."):
                 _fork_in_torchrun()
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
