@@ -1,6 +1,8 @@
 """Overhead geopose: height above ground and vertical flow from one oblique satellite image."""
 
 import os
+from importlib import import_module
+from typing import Any
 
 from geopose.system.home import ensure_home
 
@@ -15,3 +17,13 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 ensure_home()
+
+# Found when they are first asked for: what they need takes seconds to import.
+_PLACES = {"load": "geopose.inference.api", "rectify": "geopose.imagery.rectify"}
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `rectify`."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

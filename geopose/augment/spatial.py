@@ -67,6 +67,13 @@ class SpatialRange:
     sized_crop: float = 1.0
     probability: float = 0.0
 
+    @property
+    def gsd_factors(self) -> tuple[float, float]:
+        """The least and the largest factor by which a draw changes an image's gsd."""
+        if not self.probability:
+            return 1.0, 1.0
+        return self.sized_crop / (1 + self.zoom), 1 / (self.sized_crop * (1 - self.zoom))
+
 
 @dataclass(frozen=True)
 class PixelMap:

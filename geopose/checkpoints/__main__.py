@@ -1,13 +1,20 @@
 """python -m geopose.checkpoints COMMAND: fetches, describes, averages and exports files."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from geopose.checkpoints.export import WRITERS, check_target, write_network
+from geopose.checkpoints.export import (
+    DEEPNESS,
+    WRITERS,
+    check_target,
+    write_for_deepness,
+    write_network,
+)
 from geopose.checkpoints.formats.given import CHANNEL_ORDERS, GivenNetwork, read_network
-from geopose.checkpoints.formats.pth import load_checkpoint
+from geopose.checkpoints.formats.pth import ONNX, load_checkpoint
 from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
@@ -69,12 +76,32 @@ def _average(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    check_target(args.output, args.force)
+    if (args.purpose is None) != (args.gsd is None):
+        raise InputError(f"--for {DEEPNESS} and --gsd go together; give both or none")
+    check_target(args.output, args.force, tuple(WRITERS) if args.purpose is None else (ONNX,))
     given = _given(args)
     path = fetch(Source(args.file))
     load_checkpoint(path, given)  # an .onnx file has no weights to export
-    write_network(args.output, load_model(path, given), read_facts(path, given))
+    facts = read_facts(path, given)
+    if args.recipe is not None:
+        facts["recipe"] = args.recipe
+    loaded = load_model(path, given)
+    if args.purpose == DEEPNESS:
+        write_for_deepness(args.output, loaded, facts, args.gsd)
+    else:
+        write_network(args.output, loaded, facts)
     _say_hash(args.output)
+
+
+def _metres(text: str) -> float:
+    """Argument type: a length of more than 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of metres above 0")
+    return value
 
 
 def _parser() -> ArgumentParser:
@@ -133,6 +160,19 @@ def _parser() -> ArgumentParser:
     )
     export.add_argument("file", metavar="FILE")
     export.add_argument("output", type=Path, metavar="OUT", help=" or ".join(WRITERS))
+    export.add_argument("--recipe", metavar="TEXT", help="how the network was made; OUT says it")
+    export.add_argument(
+        "--for",
+        dest="purpose",
+        choices=(DEEPNESS,),
+        help="an .onnx file that gives heights to this plugin of QGIS (with --gsd)",
+    )
+    export.add_argument(
+        "--gsd",
+        type=_metres,
+        metavar="M",
+        help="metres per pixel of the images that it will see (with --for)",
+    )
     export.set_defaults(run=_export)
     return parser
 

@@ -1,6 +1,7 @@
 """A loaded network in, a file for inference out: without optimizer state, under today's names."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from geopose.files.lock import locked
 from geopose.files.writable import check_file_target
 from geopose.system.optional import needs_extra
 
+DEEPNESS = "deepness"
 _Writer = Callable[[Path, LoadedModel, Mapping[str, Any]], None]
 
 
@@ -64,5 +66,22 @@ def write_network(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> 
     Raises:
         RunError: the file cannot be written.
     """
-    with locked(path.parent, str(path), f".{path.name[:80]}.lock"):
+    with _alone(path):
         WRITERS[path.suffix](path, loaded, facts)
+
+
+def write_for_deepness(
+    path: Path, loaded: LoadedModel, facts: Mapping[str, Any], gsd_m: float
+) -> None:
+    """Writes the heights of a network for the plugin; see `export_for_deepness`."""
+    with needs_extra("onnx", str(path)):
+        import onnxscript  # noqa: F401
+
+        from geopose.checkpoints.deepness import export_for_deepness
+    with _alone(path):
+        export_for_deepness(path, loaded, facts, gsd_m)
+
+
+def _alone(path: Path) -> AbstractContextManager[None]:
+    """Holds off others that write the same file."""
+    return locked(path.parent, str(path), f".{path.name[:80]}.lock")

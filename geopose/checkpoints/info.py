@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from geopose.checkpoints.formats.facts import downsample_of
+from geopose.checkpoints.formats.facts import GSD_RANGE, downsample_of, gsd_range_of
 from geopose.checkpoints.formats.given import GivenNetwork
 from geopose.checkpoints.formats.pth import load_weights
 from geopose.checkpoints.load import read_facts
@@ -43,11 +43,24 @@ def describe(path: Path, given: GivenNetwork | None = None) -> dict[str, str]:
         "parameters": f"{count:,}",
         "channel order": facts["channel_order"],
         "downsample": downsample_of(facts, str(path)),
+        "gsd": _gsd(facts, str(path)),
+        "recipe": facts.get("recipe"),
         "averaged from": ", ".join(item["file"] for item in facts.get("averaged_from", [])),
         "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
         "sha256": file_sha256(path),
     }
     return {key: str(value) for key, value in described.items() if value not in (None, "")}
+
+
+def _gsd(facts: Mapping[str, Any], where: str) -> str | None:
+    """The range of gsd that a network knows."""
+    known = gsd_range_of(facts, where)
+    if known is None:
+        return None
+    said = f"{known[0]:.3g} to {known[1]:.3g} m/px"
+    if GSD_RANGE in facts:
+        return said
+    return f"{said} (what the challenge's sensors give; the file does not say)"
 
 
 def _inner(config: Mapping[str, Any], section: str, key: str) -> Any:

@@ -173,15 +173,27 @@ def write_agl_cm(path: Path | str, agl_m: NDArray[np.floating], allow_nodata: bo
     """
     if agl_m.ndim != 2 or agl_m.size == 0:
         raise RunError(f"{path}: a height map of shape {agl_m.shape} cannot be written")
-    unknown = np.isnan(agl_m) & allow_nodata
-    bad = ~(fits_cm(agl_m) | unknown)
+    agl_cm, bad = to_cm(agl_m, np.isnan(agl_m) & allow_nodata)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         height_m = agl_m[row, column]
         raise StorageError(f"{path}: {misfit_message(int(bad.sum()), height_m, row, column)}")
-    agl_cm = round_cm(np.where(unknown, 0.0, agl_m.astype(np.float64))).astype(np.uint16)
-    agl_cm[unknown] = NODATA_CM
     write_cm(path, agl_cm)
+
+
+def to_cm(
+    agl_m: NDArray[np.floating], unknown: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+    """Heights as they are stored: (uint16 centimetres, where a height does not fit, 0 there).
+
+    Args:
+        agl_m: metres, any shape.
+        unknown: where 65535 is to be stored.
+    """
+    fits = fits_cm(agl_m)
+    agl_cm = round_cm(np.where(fits, agl_m.astype(np.float64), 0.0)).astype(np.uint16)
+    agl_cm[unknown] = NODATA_CM
+    return agl_cm, ~(fits | unknown)
 
 
 def write_cm(path: Path | str, agl_cm: NDArray[np.uint16]) -> None:

@@ -5,7 +5,9 @@ In: paths. Out: pixels per metre and radians, and the reverse.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from geopose.data.decoding import read_bytes
 from geopose.data.heights import CM_PER_M
@@ -47,8 +49,19 @@ def read_vflow(path: Path | str) -> tuple[float, float]:
     return scale_px_per_m, wrap_angle(angle_rad)
 
 
-def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> None:
+def write_vflow(
+    path: Path | str,
+    scale_px_per_m: float,
+    angle_rad: float,
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Writes scale (given in pixels per metre) and angle (radians) as px per cm and radians.
+
+    Args:
+        path: the .json file.
+        scale_px_per_m: 0 or more.
+        angle_rad: stored in [0, 2 pi).
+        more: further entries beside "scale" and "angle", which readers of these two pass over.
 
     Raises:
         StorageError: not finite, or a negative scale.
@@ -60,7 +73,7 @@ def write_vflow(path: Path | str, scale_px_per_m: float, angle_rad: float) -> No
         raise StorageError(
             f"{path}: scale {scale_px_per_m} px/m, angle {angle_rad} cannot be written"
         )
-    content = {"scale": scale_px_per_m / CM_PER_M, "angle": wrap_angle(angle_rad)}
+    content = {"scale": scale_px_per_m / CM_PER_M, "angle": wrap_angle(angle_rad), **(more or {})}
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(content))
 

@@ -17,10 +17,7 @@ from geopose.data.layouts.challenge import SPLIT_CSV
 from geopose.data.layouts.splits import read_split
 from geopose.errors import GeoposeError, InputError, RunError, one_line
 from geopose.files.writable import check_folder_target
-from geopose.imagery.files.raster import open_raster
-from geopose.imagery.map import UTM, parse_ground, warp_to_map
-from geopose.imagery.place.gdal import need_rasterio
-from geopose.imagery.place.georeference import parse_crs
+from geopose.imagery.map import MapLayout, parse_map
 from geopose.imagery.products import Products, stem_of, write_products
 from geopose.system.progress import progress_bar
 
@@ -38,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     one = arguments.agl is not None
     if one == (arguments.archive is not None):
         raise InputError("give either --agl and --vflow, or --archive (see rectify.py --help)")
-    layout = _map_layout(arguments.map, arguments.ground_height)
+    layout = parse_map(arguments.map, arguments.ground_height)
     if one:
         _rectify_one(arguments.agl, arguments.vflow, arguments.rgb, arguments.out, layout)
     else:
@@ -69,34 +66,8 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
-class _MapLayout:
-    """How products are laid out on a map."""
-
-    crs: str
-    ground: float | Path | None
-
-    def warp(self, product: Path) -> Path:
-        """Writes the map of a product beside it."""
-        path = product.with_name(f"{product.stem}_MAP.tif")
-        with open_raster(product) as raster:
-            warp_to_map(raster, path, self.crs, self.ground)
-        return path
-
-
-def _map_layout(crs: str | None, ground: str | None) -> _MapLayout | None:
-    if crs is None:
-        if ground is not None:
-            raise InputError("--ground-height goes with --map")
-        return None
-    need_rasterio("--map")
-    if crs != UTM:
-        parse_crs(crs)
-    return _MapLayout(crs, None if ground is None else parse_ground(ground))
-
-
 def _rectify_one(
-    agl: Path, vflow: Path | None, rgb: Path | None, out: Path | None, layout: _MapLayout | None
+    agl: Path, vflow: Path | None, rgb: Path | None, out: Path | None, layout: MapLayout | None
 ) -> None:
     if vflow is None:
         raise InputError(f"--vflow is missing: the flow of {agl}, its _VFLOW.json")
@@ -133,7 +104,7 @@ class _Submission:
 
 
 def _rectify_archive(
-    archive: Path, data_dir: Path | None, out: Path | None, layout: _MapLayout | None
+    archive: Path, data_dir: Path | None, out: Path | None, layout: MapLayout | None
 ) -> None:
     """Every image of a submission; one that is broken is named, the others go on."""
     images = _images(resolve_data_dir(data_dir))

@@ -44,6 +44,45 @@ def parse_ground(text: str) -> float | Path:
     return height
 
 
+@dataclass(frozen=True)
+class MapLayout:
+    """How products are laid out on a map.
+
+    Attributes:
+        crs: "utm" or "EPSG:n".
+        ground: as `warp_to_map` takes it.
+    """
+
+    crs: str
+    ground: float | Path | None = None
+
+    def path_of(self, product: Path) -> Path:
+        """Where the map of a product is written."""
+        return product.with_name(f"{product.stem}_MAP.tif")
+
+    def warp(self, product: Path, tags: dict[str, str] | None = None) -> Path:
+        """Writes the map of a product beside it; raises as `warp_to_map` does."""
+        with open_raster(product) as raster:
+            warp_to_map(raster, self.path_of(product), self.crs, self.ground, tags=tags)
+        return self.path_of(product)
+
+
+def parse_map(crs: str | None, ground: str | None) -> MapLayout | None:
+    """What a command's --map and --ground-height ask for.
+
+    Raises:
+        InputError: a height without a map, an unknown CRS, or rasterio is missing.
+    """
+    if crs is None:
+        if ground is not None:
+            raise InputError("--ground-height goes with --map")
+        return None
+    need_rasterio("--map")
+    if crs != UTM:
+        parse_crs(crs)
+    return MapLayout(crs, None if ground is None else parse_ground(ground))
+
+
 def warp_to_map(
     raster: Raster,
     path: Path | str,
@@ -70,6 +109,16 @@ def warp_to_map(
         RunError: the file cannot be written.
     """
     need_rasterio(f"{path}: a map")
+    check_place(raster, ground)
+    dem = open_raster(ground) if isinstance(ground, Path) else None
+    with dem or nullcontext():
+        heights = _Dem(dem) if dem is not None else _Level(float(ground or 0.0))  # type: ignore[arg-type]
+        grid = _map_grid(raster, crs, heights, resolution)
+        _write_map(raster, Path(path), grid, heights, tags or {})
+
+
+def check_place(raster: Raster, ground: float | Path | None) -> None:
+    """Raises InputError unless an image says where it lies, as far as a map needs it."""
     place = raster.georeference
     if place.kind == "none":
         raise InputError(f"{raster.path}: it says nothing of its place on the earth; no map of it")
@@ -78,11 +127,6 @@ def warp_to_map(
             f"{raster.path}: placed by RPCs; give the height of the ground (metres above the "
             "ellipsoid, or a DEM.tif)"
         )
-    dem = open_raster(ground) if isinstance(ground, Path) else None
-    with dem or nullcontext():
-        heights = _Dem(dem) if dem is not None else _Level(float(ground or 0.0))  # type: ignore[arg-type]
-        grid = _map_grid(raster, crs, heights, resolution)
-        _write_map(raster, Path(path), grid, heights, tags or {})
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ In: a height map, the flow, and the image if there is one, of any size. Out: Geo
 frame that keep its place on the earth.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -18,9 +18,9 @@ from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.imagery.files.raster import Raster, RasterWriter, create_raster, open_raster
 from geopose.imagery.place.georeference import Georeference
-from geopose.imagery.rectify import SEEN, UNKNOWN, Window, rectify_windows
+from geopose.imagery.rectify import SEEN, UNKNOWN, Rectified, Window, Windows, rectify_windows
 
-_AGL, _RGB, _OCCLUSION = "AGL_RECTIFIED", "RGB_RECTIFIED", "OCCLUSION"
+AGL, RGB, OCCLUSION = "AGL_RECTIFIED", "RGB_RECTIFIED", "OCCLUSION"
 _HIGHEST_M = 10_000.0  # nothing on the earth is taller; such values are not metres
 _FLOATS = ("float32", "float64")
 
@@ -108,10 +108,6 @@ def write_products(
 ) -> Products:
     """Rectifies one image into `<stem>_AGL_RECTIFIED.tif`, `_RGB_RECTIFIED.tif`, `_OCCLUSION.tif`.
 
-    Heights are float32 metres with NaN as no-data; colours keep a mask, for a black pixel is data;
-    occlusion is 0 seen, 1 hidden, 255 unknown, its no-data. The memory needed is that of a few
-    windows, whatever the image's size.
-
     Args:
         agl: height map: uint16 in cm with 65535 as no-data, or floating metres.
         vflow: the image's flow, as the challenge stores it.
@@ -124,12 +120,6 @@ def write_products(
         RunError: a product cannot be written.
     """
     scale_px_per_m, angle_rad = read_vflow(vflow)
-    stem, counts = stem_of(agl), np.zeros(256, np.int64)
-    tags = {
-        "GEOPOSE_HEIGHTS": agl.name,
-        "GEOPOSE_SCALE_PX_PER_M": f"{scale_px_per_m:.9g}",
-        "GEOPOSE_ANGLE_RAD": f"{angle_rad:.9g}",
-    }
     with ExitStack() as stack:
         raster = stack.enter_context(open_raster(agl))
         heights, colours = HeightWindows(raster), None
@@ -138,24 +128,90 @@ def write_products(
             image = stack.enter_context(open_raster(rgb))
             colours = _RgbWindows(image, heights.shape, agl)
             place = place if place != Georeference() else image.georeference
-        pieces = rectify_windows(heights, scale_px_per_m, angle_rad, colours)
-        first = next(pieces)  # wrong heights are found before anything is written
-        out.mkdir(parents=True, exist_ok=True)
-        names = (_AGL, _OCCLUSION) if rgb is None else (_AGL, _RGB, _OCCLUSION)
-        files = tuple(out / f"{stem}_{name}.tif" for name in names)
-        writers = {
-            name: stack.enter_context(_create(path, name, heights.shape, place, tags))
-            for path, name in zip(files, names, strict=True)
-        }
-        for (rows, columns), part in chain([first], pieces):
-            at = rows.start, columns.start
-            writers[_AGL].write(part.agl_m, *at)
-            writers[_OCCLUSION].write(part.occlusion, *at)
-            if part.rgb is not None:
-                writers[_RGB].write(part.rgb, *at, valid=part.occlusion == SEEN)
-            counts += np.bincount(part.occlusion.reshape(-1), minlength=256)
+        work = Rectification(
+            heights, colours, scale_px_per_m, angle_rad, place, {"GEOPOSE_HEIGHTS": agl.name}
+        )
+        names = (AGL, OCCLUSION) if rgb is None else (AGL, RGB, OCCLUSION)
+
+        def each(_window: Window, part: Rectified) -> None:
             if progress is not None:
                 progress(part.occlusion.size / (heights.shape[0] * heights.shape[1]))
+
+        return write_rectified(work, stem_of(agl), out, names, each)
+
+
+@dataclass(frozen=True)
+class Rectification:
+    """What an image is rectified from.
+
+    Attributes:
+        heights: H x W metres, NaN = unknown.
+        rgb: H x W x 3 uint8, or None.
+        scale_px_per_m: of the flow.
+        angle_rad: of the flow.
+        place: where the image lies.
+        tags: what else is to be known of the products.
+    """
+
+    heights: Windows
+    rgb: Windows | None
+    scale_px_per_m: float
+    angle_rad: float
+    place: Georeference
+    tags: dict[str, str]
+
+
+def write_rectified(
+    work: Rectification,
+    stem: str,
+    out: Path,
+    names: Sequence[str] = (AGL, RGB, OCCLUSION),
+    each: Callable[[Window, Rectified], object] | None = None,
+) -> Products:
+    """Rectifies an image window by window into files called `<stem>_<name>.tif`.
+
+    Heights are float32 metres with NaN as no-data; colours keep a mask, for a black pixel is data;
+    occlusion is 0 seen, 1 hidden, 255 unknown, its no-data. The memory needed is that of a few
+    windows, whatever the image's size.
+
+    Args:
+        work: the image.
+        stem: what the files are called after.
+        out: folder, made if missing.
+        names: which of AGL, RGB, OCCLUSION to write; none = only `each` gets them.
+        each: called with every window and what belongs there, row by row.
+
+    Raises:
+        InputError: heights that are infinite, sizes that differ.
+        RunError: a product cannot be written.
+    """
+    counts = np.zeros(256, np.int64)
+    tags = work.tags | {
+        "GEOPOSE_SCALE_PX_PER_M": f"{work.scale_px_per_m:.9g}",
+        "GEOPOSE_ANGLE_RAD": f"{work.angle_rad:.9g}",
+    }
+    shape = (work.heights.shape[0], work.heights.shape[1])
+    pieces = rectify_windows(work.heights, work.scale_px_per_m, work.angle_rad, work.rgb)
+    first = next(pieces)  # wrong heights are found before anything is written
+    with ExitStack() as stack:
+        if names:
+            out.mkdir(parents=True, exist_ok=True)
+        files = tuple(out / f"{stem}_{name}.tif" for name in names)
+        writers = {
+            name: stack.enter_context(_create(path, name, shape, work.place, tags))
+            for path, name in zip(files, names, strict=True)
+        }
+        for window, part in chain([first], pieces):
+            at = window[0].start, window[1].start
+            if AGL in writers:
+                writers[AGL].write(part.agl_m, *at)
+            if OCCLUSION in writers:
+                writers[OCCLUSION].write(part.occlusion, *at)
+            if RGB in writers and part.rgb is not None:
+                writers[RGB].write(part.rgb, *at, valid=part.occlusion == SEEN)
+            counts += np.bincount(part.occlusion.reshape(-1), minlength=256)
+            if each is not None:
+                each(window, part)
     seen, hidden, unknown = counts[[0, 1, 255]] / counts.sum()
     return Products(files, (float(seen), float(hidden), float(unknown)))
 
@@ -163,12 +219,12 @@ def write_products(
 def _create(
     path: Path, name: str, shape: tuple[int, int], place: Georeference, tags: dict[str, str]
 ) -> AbstractContextManager[RasterWriter]:
-    if name == _AGL:
+    if name == AGL:
         return create_raster(
             path, *shape, 1, np.float32, nodata=float("nan"), georeference=place, tags=tags,
             descriptions=("height above ground on its footprint",), units=("metre",),
         )  # fmt: skip
-    if name == _RGB:
+    if name == RGB:
         return create_raster(
             path, *shape, 3, np.uint8, mask=True, georeference=place, tags=tags,
             descriptions=("red", "green", "blue"),

@@ -23,7 +23,7 @@ from geopose.system.optional import needs_extra
 def load_entry(entry: ModelEntry) -> LoadedModel:
     """The model of one entry of `ensemble.models`; InputError if its files cannot be used."""
     loaded = _load(entry)
-    return loaded if entry.downsample is None else replace(loaded, downsample=entry.downsample)
+    return loaded if entry.downsample is None else loaded.reduced_by(entry.downsample)
 
 
 def _load(entry: ModelEntry) -> LoadedModel:
@@ -33,6 +33,23 @@ def _load(entry: ModelEntry) -> LoadedModel:
     with needs_extra("onnx", str(first)):  # here, as it takes a second and is rarely needed
         from geopose.inference.engines.onnx_engine import load_onnx
     return load_onnx(first, entry.network)
+
+
+def known_gsd(config: InferenceConfig) -> tuple[float, float] | None:
+    """(finest, coarsest) ground sampling, metres per pixel, that all models of a config know.
+
+    Where they have nothing in common, from the finest of any to the coarsest; None = unknown.
+
+    Raises:
+        InputError: a checkpoint that cannot be used.
+    """
+    ranges = [r for e in config.models if (r := load_entry(e).gsd_range_m) is not None]
+    if not ranges:
+        return None
+    finest, coarsest = max(r[0] for r in ranges), min(r[1] for r in ranges)
+    if finest > coarsest:
+        finest, coarsest = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    return finest, coarsest
 
 
 def build_ensemble(config: InferenceConfig, device: torch.device, pixels: int = 0) -> PoseEnsemble:

@@ -141,7 +141,28 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
     Raises:
         InputError: missing or unreadable file, unknown key, wrong value, missing checkpoint.
     """
-    raw = _read(path, overrides)
+    return _checked(path, _read(path, overrides))
+
+
+def config_of_checkpoint(
+    name: str, overrides: Sequence[str] = (), tta: str = "d4"
+) -> InferenceConfig:
+    """What a config would say that names one checkpoint and nothing else.
+
+    Args:
+        name: a path or URL.
+        overrides: as of `load_config`.
+        tta: the views, unless an override says others.
+
+    Raises:
+        InputError: no such file, unknown key or wrong value.
+    """
+    path = Path(name)
+    content = {"ensemble": {"tta": tta, "models": [name]}, "submission_dir": os.curdir}
+    return _checked(path, _overridden(path, OmegaConf.create(content), overrides))
+
+
+def _checked(path: Path, raw: Any) -> InferenceConfig:
     try:
         return _config(path, checked(_File, _in_current_words(raw)))
     except InputError as error:
@@ -191,10 +212,18 @@ def _read(path: Path, overrides: Sequence[str]) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such config file")
     try:
-        merged: _Config = load_yaml(path)
+        content: _Config = load_yaml(path)
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable config: {error}") from error
+    return _overridden(path, content, overrides)
+
+
+def _overridden(path: Path, content: _Config, overrides: Sequence[str]) -> Any:
+    """A config with its overrides, as plain containers."""
+    try:
         for override in overrides:
-            merged = _override(merged, override)
-        return OmegaConf.to_container(merged, resolve=True)
+            content = _override(content, override)
+        return OmegaConf.to_container(content, resolve=True)
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not a readable config: {error}") from error
 

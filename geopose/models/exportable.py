@@ -21,7 +21,7 @@ OUTPUTS = {
 }
 
 
-class _Traceable(nn.Module):
+class Traceable(nn.Module):
     """A copy of the network in which nothing depends on the size of the image."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,7 +32,7 @@ class _Traceable(nn.Module):
                 self.model.set_submodule(name, _FixedPadding(module))
 
 
-class ExportableNetwork(_Traceable):
+class ExportableNetwork(Traceable):
     """A copy of the network whose outputs come in the order of `OUTPUTS`."""
 
     def forward(self, image: Tensor, gsd: Tensor) -> tuple[Tensor, ...]:
@@ -41,7 +41,7 @@ class ExportableNetwork(_Traceable):
         return tuple(output[key] for key in OUTPUTS.values())
 
 
-class ExportableHeads(_Traceable):
+class ExportableHeads(Traceable):
     """A copy of the network that stops at its heads: what they give, without the Nones."""
 
     def forward(self, image: Tensor, gsd: Tensor) -> tuple[Tensor, ...]:

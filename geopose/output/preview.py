@@ -22,8 +22,8 @@ _DPI = 110
 _PANEL_IN = 3.4  # width of one panel
 _SHOWN_PX = 640  # longer side of an image before drawing; more is not visible in a panel
 _ARROWS = 16  # along the longer side
-_COLOURS = "viridis"
-_NO_DATA = "0.75"
+HEIGHT_COLOURS = "viridis"
+NO_DATA_GREY = "0.75"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def save_visualization(
     _show_flow(axes[2], rgb, pose, magnification, f"flow: {pose.flow_text}")
     _add_bar(figure, heights, [axes[1]], 1)
     _label_arrows(axes[2], magnification)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_preview(path: Path, rows: Sequence[PreviewRow], heading: str = "") -> None:
@@ -94,7 +94,7 @@ def draw_preview(path: Path, rows: Sequence[PreviewRow], heading: str = "") -> N
         rows: at least one scene.
         heading: a line above the picture.
     """
-    _save(_preview_figure(rows, heading), path)
+    save_figure(_preview_figure(rows, heading), path)
 
 
 def render_preview(rows: Sequence[PreviewRow]) -> NDArray[np.uint8]:
@@ -149,9 +149,9 @@ def _show_image(axes: Axes, rgb: NDArray[np.uint8], title: str) -> None:
 
 def _show_heights(axes: Axes, pose: Pose, top_m: float, title: str) -> AxesImage:
     height, width = pose.agl_m.shape
-    axes.set_facecolor(_NO_DATA)  # seen where there is no data
+    axes.set_facecolor(NO_DATA_GREY)  # seen where there is no data
     drawn = axes.imshow(
-        _thin(pose.agl_m), extent=(0, width, height, 0), cmap=_COLOURS, vmin=0.0, vmax=top_m
+        _thin(pose.agl_m), extent=(0, width, height, 0), cmap=HEIGHT_COLOURS, vmin=0.0, vmax=top_m
     )
     _finish(axes, title)
     return drawn
@@ -252,6 +252,7 @@ def _thin(image: NDArray) -> NDArray:
     return image[np.ix_(_every(step, image.shape[0]), _every(step, image.shape[1]))]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a drawing; the file appears whole, its suffix chooses the format."""
     with atomic_path(path) as partial:
         figure.savefig(partial, facecolor="white")

@@ -1,1 +1,1 @@
-"""Files made of one predicted image: heights, flow, rectified images, preview, item and page."""
+"""Files made of one predicted image: heights, flow, rectified images, preview, item, page."""

@@ -17,6 +17,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from geopose.augment.levels import LEVELS
+from geopose.checkpoints.formats.facts import GSD_RANGE
 from geopose.checkpoints.remote.credentials import hide_credentials
 from geopose.construct import plain
 from geopose.distributed import (
@@ -84,8 +86,15 @@ def _build_model(start: Start, device: torch.device) -> nn.Module:
     return model
 
 
-def _header(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    return {"channel_order": channel_order(cfg["model"]), "checkpoint_data": {"config": cfg}}
+def _header(cfg: Mapping[str, Any], loaders: Mapping[str, Any]) -> dict[str, Any]:
+    """What every checkpoint of the run says beside its weights."""
+    images = [record.gsd_m for record in loaders["train"].dataset.records]
+    finest, coarsest = LEVELS[cfg["train"]["augmentations"]].spatial.gsd_factors
+    return {
+        "channel_order": channel_order(cfg["model"]),
+        GSD_RANGE: [min(images) * finest, max(images) * coarsest],
+        "checkpoint_data": {"config": cfg},
+    }
 
 
 def _first_folder(cfg: Mapping[str, Any], run_dir: Path) -> Path:
@@ -130,7 +139,8 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         cfg["runner"]["main_mode"],
     )
     ema = build_ema(model, train["ema"])
-    callbacks = build_callbacks(cfg, start.run_dir, budget, _header(cfg))
+    header = _header(cfg, loaders)
+    callbacks = build_callbacks(cfg, start.run_dir, budget, header)
     if start.payload is not None:
         _check_resume(start, model, ema, optimizer, scheduler, precision)
     return RunParts(
@@ -144,7 +154,7 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
         engine=build_engine(device),
         precision=precision,
         channels_last=channels_last,
-        header={**_header(cfg), "data_checksum": _data_checksum(loaders)},
+        header={**header, "data_checksum": _data_checksum(loaders)},
         run_dir=start.run_dir,
         last_folder=_first_folder(cfg, start.run_dir),
         cfg=cfg,

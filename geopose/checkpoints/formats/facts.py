@@ -4,6 +4,7 @@ Facts are JSON: they travel in the metadata of .safetensors and .onnx files as t
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,14 @@ LABELS_CONVERTED = "converted"
 METADATA_KEY = "geopose"  # under which files that are not .pth keep their facts
 MAX_VALUES = 100_000
 MAX_DEPTH = 60
-_CARRIED = ("channel_order", "label_downsample", "versions", "units", "averaged_from")
+GSD_RANGE = "gsd_range_m"  # least and largest gsd of the images that were learned from, [m, m]
+# Published files do not say it. Their images are WorldView-3's and -2's, of 0.31 and 0.46 m at
+# nadir and coarser the more oblique. It is what those sensors give; the challenge's own table of
+# gsd was not looked into.
+CHALLENGE_GSD_M = (0.3, 0.6)
+_CARRIED = (
+    "channel_order", "label_downsample", "versions", "units", "averaged_from", GSD_RANGE, "recipe",
+)  # fmt: skip
 # The names under which trainers of several years keep the same thing.
 _EPOCH_KEYS = ("epoch", "stage_epoch_step", "global_epoch_step")
 _METRICS_KEYS = ("metrics", "epoch_metrics")
@@ -65,7 +73,8 @@ def facts_of(payload: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Returns:
         `checkpoint_data` (config, and epoch and metrics if known), `channel_order`, and those of
-        `label_downsample`, `versions`, `units` and `averaged_from` that the file has.
+        `label_downsample`, `versions`, `units`, `averaged_from`, `gsd_range_m` and `recipe` that
+        the file has.
 
     Raises:
         InputError: they hold what cannot be there, or an unknown channel order.
@@ -93,6 +102,28 @@ def downsample_of(facts: Mapping[str, Any], where: str) -> int:
             f"{where}: train.downsample is {downsample!r}, must be a whole number from 1 to 16"
         )
     return downsample
+
+
+def gsd_range_of(facts: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    """The least and the largest gsd of the images, as given, that a network was trained on, in
+    metres per pixel: what its file says, the challenge's for published files, or None = unknown.
+
+    Raises:
+        InputError: what the file says is no range.
+    """
+    known = facts.get(GSD_RANGE)
+    if known is None:
+        return CHALLENGE_GSD_M if _is_published(facts) else None
+    numbers = isinstance(known, list) and all(type(value) in (int, float) for value in known)
+    if not numbers or len(known) != 2 or not 0 < known[0] <= known[1] < math.inf:
+        raise InputError(f"{where}: {GSD_RANGE} is {known!r}, must be two lengths, the least first")
+    return float(known[0]), float(known[1])
+
+
+def _is_published(facts: Mapping[str, Any]) -> bool:
+    """Whether a file was written by the trainer of the published models: it kept the config of its
+    data, and said nothing about labels."""
+    return "dataset" in facts["checkpoint_data"]["config"] and not facts.get("label_downsample")
 
 
 def facts_to_text(facts: Mapping[str, Any]) -> str:

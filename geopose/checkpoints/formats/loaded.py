@@ -1,12 +1,12 @@
 """What reading a checkpoint gives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of
+from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, gsd_range_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class LoadedModel:
         scale_is_downsampled: with downsample > 1, whether scale and gsd belong to the reduced image
             (trained here) or to the full one (published checkpoints).
         source: file name(s), for messages.
+        gsd_range_m: least and largest gsd of the images that it was trained on, metres per pixel
+            of the image as given, before any reduction; None = unknown.
     """
 
     model: nn.Module
@@ -29,6 +31,7 @@ class LoadedModel:
     downsample: int
     scale_is_downsampled: bool
     source: str
+    gsd_range_m: tuple[float, float] | None = None
 
     @classmethod
     def from_facts(cls, model: nn.Module, facts: Mapping[str, Any], source: str) -> "LoadedModel":
@@ -40,4 +43,13 @@ class LoadedModel:
             downsample_of(facts, source),
             facts.get("label_downsample") == LABELS_CONVERTED,
             source,
+            gsd_range_of(facts, source),
         )
+
+    def reduced_by(self, downsample: int) -> "LoadedModel":
+        """The same network behind another reduction; it knows what it sees, not what is given."""
+        known = self.gsd_range_m
+        if known is not None:
+            least, largest = (gsd_m * self.downsample / downsample for gsd_m in known)
+            known = least, largest
+        return replace(self, downsample=downsample, gsd_range_m=known)

@@ -18,6 +18,7 @@ from typing import Any
 import onnx
 import torch
 from google.protobuf.message import DecodeError
+from torch import Tensor, nn
 
 from geopose.checkpoints.formats.facts import METADATA_KEY, facts_from_text, facts_to_text
 from geopose.checkpoints.formats.loaded import LoadedModel
@@ -45,25 +46,55 @@ def export_onnx(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> No
     example = torch.zeros(batch, 3, height, width), torch.full((batch, 1), 0.5)
     free = torch.export.Dim.DYNAMIC
     shapes = {"image": {0: free, 2: free, 3: free}, "gsd": {0: free}}
+    network = ExportableNetwork(loaded.model)
+    model = traced(network, example, list(INPUTS), list(OUTPUTS), loaded.source, shapes)
+    _name_sizes(model.graph)
+    write_onnx(path, model, _metadata(loaded, facts))
+
+
+def traced(
+    network: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    source: str,
+    shapes: dict[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """A network as ONNX.
+
+    Args:
+        network: with tensors as arguments and as results.
+        example: arguments of the sizes to trace.
+        inputs: names of the arguments.
+        outputs: names of the results.
+        source: where the network is from, for messages.
+        shapes: which sizes are free; None = all are as in the example.
+
+    Raises:
+        RunError: the network has a part that cannot be exported.
+    """
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.simplefilter("ignore")  # of torch's exporter, about itself
             program = torch.onnx.export(
-                ExportableNetwork(loaded.model).eval(),
+                network.eval(),
                 example,
-                input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
+                input_names=inputs,
+                output_names=outputs,
                 dynamic_shapes=shapes,
                 dynamo=True,
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = one_line(error, 200)
-        raise RunError(f"{loaded.source}: cannot be exported to ONNX ({reason})") from error
+        raise RunError(f"{source}: cannot be exported to ONNX ({reason})") from error
     assert program is not None
-    model = program.model_proto
-    _name_sizes(model.graph)
-    onnx.helper.set_model_props(model, _metadata(loaded, facts))
+    return program.model_proto
+
+
+def write_onnx(path: Path, model: onnx.ModelProto, metadata: dict[str, str]) -> None:
+    """Writes a network with its metadata, atomically."""
+    onnx.helper.set_model_props(model, metadata)
     with atomic_path(path) as temporary:
         onnx.save_model(model, str(temporary))
 

@@ -4,21 +4,25 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from geopose import distributed
-from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser, positive_int
 from geopose.errors import InputError
+from geopose.files.writable import check_folder_target
 from geopose.imagery.colours import parse_bands, parse_stretch
+from geopose.imagery.map import parse_ground
+from geopose.inference.build import known_gsd
 from geopose.inference.dry_run import dry_run
 from geopose.inference.engines.precision import PRECISIONS
-from geopose.inference.images.choice import *
 from geopose.inference.images.flows import AUTO, CHOICES
 from geopose.inference.images.found import find_images
 from geopose.inference.images.leader import ImagesJob
+from geopose.inference.images.products import add_product_options, product_choice
 from geopose.inference.images.source import ImageOptions
+from geopose.inference.named_models import DEFAULT, MODEL_NAMES, resolve_model
 from geopose.inference.predict.tta import TTA_NAMES
 from geopose.inference.run import run_inference
 from geopose.inference.workers.coordinator import Coordinator
@@ -48,6 +52,7 @@ def predict(argv: Sequence[str] | None = None) -> None:
         if distributed.is_main():
             dry_run(job, processes)
         return
+    coordinator: AbstractContextManager[Coordinator]
     if distributed.launched():
         coordinator = launched_coordinator()
     elif processes > 1:
@@ -83,8 +88,8 @@ def _parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
-    add("--model", metavar="M", help="published-2, published-4, published-9, demo, an inference "
-        "YAML, a checkpoint or its URL (default: published-2 if it can be had)")  # fmt: skip
+    add("--model", metavar="M", help=f"{', '.join(MODEL_NAMES)}, an inference YAML, a checkpoint "
+        f"or its URL (default: {DEFAULT} if it can be had)")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the products")
     image = parser.add_argument_group("the images")
     add = image.add_argument
@@ -92,7 +97,7 @@ def _parser() -> ArgumentParser:
     add("--native-gsd", action="store_true", help="never resample to what the models know")
     add("--bands", metavar="R,G,B", help="band numbers from 1 (default: by the file)")
     add("--stretch", default=AUTO, metavar="S", help="to 8 bits: auto (8 bits as stored, else "
-        "percentiles 1,99 of the whole image), none, LOW,HIGH percentiles, or LOW:HIGH values")  # fmt: skip
+        "1,99), none, LOW,HIGH percentiles of the whole image, or LOW:HIGH values")  # fmt: skip
     add("--nodata", type=float, metavar="V", help="value that means no data, beside what the file "
         "says")  # fmt: skip
     add("--sensor", metavar="AZIMUTH,INCIDENCE", help="degrees: the sensor as seen from the "
@@ -121,28 +126,32 @@ def _parser() -> ArgumentParser:
 
 def _job(arguments: Namespace) -> ImagesJob:
     """Checks all arguments, and fetches the models, before anything is written."""
-    products = product_options(arguments)
+    products = product_choice(arguments)
     options = _image_options(arguments)
     images = find_images(arguments.images)
-    chosen = resolve_model(
-        arguments.model,
-        arguments.out,
-        tta=arguments.tta,
-        precision=arguments.precision,
-        num_workers=arguments.workers,
-    )
-    fetch_all([source for entry in chosen.config.models for source in entry.sources])
+    check_folder_target(arguments.out, "--out")
+    config = resolve_model(arguments.model, _overrides(arguments))
     return ImagesJob(
-        chosen.config,
+        replace(config, submission_dir=arguments.out),
         images,
         options,
         products,
         arguments.flow,
         arguments.local_flow,
-        chosen.gsd_range_m(),
-        chosen.words,
+        None if options.native_gsd else known_gsd(config),
+        arguments.model or DEFAULT,
         arguments.force,
     )
+
+
+def _overrides(arguments: Namespace) -> list[str]:
+    """Of the model's config."""
+    said = {
+        "ensemble.tta": arguments.tta,
+        "inference.precision": arguments.precision,
+        "inference.num_workers": arguments.workers,
+    }
+    return [f"{key}={value}" for key, value in said.items() if value is not None]
 
 
 def _image_options(arguments: Namespace) -> ImageOptions:
@@ -161,7 +170,8 @@ def _image_options(arguments: Namespace) -> ImageOptions:
         parse_stretch(arguments.stretch),
         arguments.nodata,
         _sensor(arguments.sensor),
-        None,
+        None if arguments.ground_height is None else parse_ground(arguments.ground_height),
+        arguments.map is not None,
         tile,
         overlap,
     )

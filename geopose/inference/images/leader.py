@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from geopose.files.atomic import partial_files
 from geopose.files.lock import FolderLock
 from geopose.files.writable import check_folder_target
 from geopose.inference.config import InferenceConfig
-from geopose.inference.images.choice import ProductOptions
 from geopose.inference.images.outputs import ImageOutputs
+from geopose.inference.images.products import ProductChoice
 from geopose.inference.images.source import ImageOptions, ImageTask, open_task, with_colours
 from geopose.inference.leader import Leader
 from geopose.inference.pipeline.task import Outputs, Plan
@@ -49,7 +49,7 @@ class ImagesJob:
     config: InferenceConfig
     images: Mapping[str, Path]
     options: ImageOptions
-    products: ProductOptions
+    products: ProductChoice
     flow: str
     local_flow: bool
     range_m: tuple[float, float] | None
@@ -65,9 +65,9 @@ class ImagesJob:
         folder = self.config.submission_dir
         views = len(Tta.from_name(self.config.tta).views) * len(self.config.models)
         facts = {
-            "GEOPOSE_VERSION": __version__,
-            "GEOPOSE_MODEL": self.model_words,
-            "GEOPOSE_VIEWS": f"{self.config.tta or 'one'} of {len(self.config.models)} models",
+            "model": self.model_words,
+            "views": f"{self.config.tta or 'one view'}, {len(self.config.models)} models",
+            "version": __version__,
         }
         return ImageOutputs(
             folder,
@@ -104,7 +104,7 @@ class ImagesLeader(Leader):
             "stretch": f"{options.stretch.kind} {options.stretch.low:g} {options.stretch.high:g}",
             "nodata": options.nodata,
             "sensor": None if options.sensor is None else "{:g},{:g}".format(*options.sensor),
-            "ground": options.ground_m,
+            "ground": None if options.ground is None else str(options.ground),
             "tile": f"{options.tile_px} {options.overlap_px}",
             "flow": self._job.flow,
             "local_flow": self._job.local_flow,
@@ -165,4 +165,6 @@ class ImagesLeader(Leader):
     def conclude(self, plan: Plan, missing: Sequence[str]) -> tuple[Path, str]:
         """The page of all images that have products."""
         done = [name for name in self._job.images if name not in missing]
-        return self._job.products.conclude(self.root, done)
+        failed = dict(pair for report in self.reports for pair in report.failed)
+        reasons = {name: failed.get(name, "not done yet") for name in missing}
+        return self._job.products.conclude(self.root, done, reasons)

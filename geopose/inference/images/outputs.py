@@ -23,6 +23,7 @@ from geopose.inference.pipeline.task import Part
 from geopose.inference.predict.tta import Prediction
 from geopose.inference.resume.manifest import Journal, Record
 from geopose.products.predicted import PredictedImage
+from geopose.products.write import discard_products
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class ImageOutputs:
             image = self._images.pop(part.task.name, None)
         if image is not None:
             image.files.close()
+        discard_products(self.folder, part.task.name)
 
     def _opened(self, task: ImageTask) -> _Open:
         if task.name not in self._images:
@@ -180,11 +182,11 @@ class ImageOutputs:
                 magnitude_px=MosaicMap(image.mosaic, MAGNITUDE, valid),
                 uncertainty_m=MosaicMap(image.mosaic, SPREAD, valid) if self.spread else None,
                 flows=flows,
-                facts={**self.facts, "GEOPOSE_COLOURS": task.colours.words},
+                facts={**self.facts, "colours": task.colours.words},
                 warnings=(*task.warnings, *warnings),
             )
             files = self.write_products(made)
-            stamps = {file.name: FileStamp.of_file(file) for file in files}
+            stamps = {str(f.relative_to(self.folder)): FileStamp.of_file(f) for f in files}
             record = Record(self.settings, image.source, task.gsd_m, stamps)
             self.journal.add(task.name, record)
         except (RunError, OSError):

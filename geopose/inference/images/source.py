@@ -17,6 +17,7 @@ from geopose.errors import GeoposeError, InputError
 from geopose.files.stamp import SourceStamp
 from geopose.imagery.colours import Colours, StretchChoice
 from geopose.imagery.files.raster import Raster, open_raster
+from geopose.imagery.map import check_place
 from geopose.imagery.place.flow import SensorFlow, gsd_at, map_flow, sensor_flow
 from geopose.imagery.place.georeference import Georeference
 from geopose.inference.images.tiling import Tiling, Window
@@ -37,7 +38,9 @@ class ImageOptions:
         stretch: to 8 bits.
         nodata: value that means no data beside what the file says; None = none.
         sensor: (azimuth, incidence) in degrees; None = unknown.
-        ground_m: ellipsoidal metres of the ground, for RPCs; None = their own middle.
+        ground: ellipsoidal metres of the ground, or a height model, for RPCs; None = the middle of
+            the RPCs' own heights, which is good enough for the flow.
+        on_map: maps of the products are wanted.
         tile_px: side of a tile as the models see it.
         overlap_px: of tiles, at least.
     """
@@ -48,7 +51,8 @@ class ImageOptions:
     stretch: StretchChoice = field(default_factory=StretchChoice)
     nodata: float | None = None
     sensor: tuple[float, float] | None = None
-    ground_m: float | None = None
+    ground: float | Path | None = None
+    on_map: bool = False
     tile_px: int = 1024
     overlap_px: int = 256
 
@@ -218,6 +222,8 @@ def with_colours(task: ImageTask, options: ImageOptions) -> ImageTask:
 def _task(
     raster: Raster, name: str, options: ImageOptions, range_m: tuple[float, float] | None
 ) -> ImageTask:
+    if options.on_map:
+        check_place(raster, options.ground)  # before hours of predicting
     sensor = _sensor(raster, options)
     gsd_m = _gsd(raster, options, sensor)
     zoom, warnings = 1.0, []
@@ -269,7 +275,11 @@ def _sensor(raster: Raster, options: ImageOptions) -> SensorFlow | None:
     if raster.georeference.rpc is None:
         return None
     try:
-        return sensor_flow(raster.georeference, *raster.shape, options.ground_m)
+        return sensor_flow(
+            raster.georeference,
+            *raster.shape,
+            None if isinstance(options.ground, Path) else options.ground,
+        )
     except InputError as error:
         raise InputError(f"{raster.path}: {error}") from error
 

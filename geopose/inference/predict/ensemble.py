@@ -75,6 +75,7 @@ class Member(nn.Module):
         self.channel_order = loaded.channel_order
         self.downsample = loaded.downsample
         self.scale_is_downsampled = loaded.scale_is_downsampled
+        self.gsd_range_m = loaded.gsd_range_m
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             planes = 255.0 * torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)
             self.register_buffer(name, planes, persistent=False)
