@@ -23,7 +23,6 @@ from geopose.data.decoding import MAX_PIXELS, check_pixels
 from geopose.data.heights import read_agl_cm
 from geopose.data.image_size import image_size
 from geopose.data.layout import (
-    DATA_DIR_VARIABLE,
     IMAGE_SUFFIXES,
     JPEG2000_SUFFIXES,
     ImageRecord,
@@ -31,7 +30,7 @@ from geopose.data.layout import (
     picture_file,
     resolve_data_dir,
 )
-from geopose.data.layouts.splits import CHALLENGE, SPLITS, add_layout_option, list_images
+from geopose.data.layouts.splits import CHALLENGE, SPLITS, add_data_options, list_images
 from geopose.data.raw import RAW_SUFFIX, write_raw
 from geopose.data.rgb import read_image, write_png
 from geopose.errors import InputError, RunError
@@ -281,13 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "PNG reads several times faster; or raw files of images and heights, of which training "
         "reads only the crop. Files converted before are skipped.",
     )
-    parser.add_argument(
-        "--data-dir",
-        "--data_dir",
-        metavar="DIR",
-        help=f"data directory (default: ${DATA_DIR_VARIABLE})",
-    )
-    add_layout_option(parser)
+    add_data_options(parser)
     parser.add_argument(
         "--format",
         choices=FORMATS,

@@ -19,7 +19,7 @@ from geopose.training.data.loaders import build_loaders
 from geopose.training.data.resources import Resources
 from tests.training_run import composed, tiny_overrides
 
-EPOCHS = 50
+EPOCHS = 30
 
 
 def _memory_mb(loader: DataLoader) -> float:

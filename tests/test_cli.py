@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,7 @@ from geopose.cli import run_command
 from geopose.convert import main as convert
 from geopose.evaluation import main as evaluate
 from geopose.inference.submission.command import submit
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.programs import ROOT
 
 
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,10 +12,11 @@ import pytest
 from geopose.cli import run_command
 from geopose.convert import main
 from geopose.data.rgb import read_rgb, write_j2k
+from tests.programs import ROOT
 from tests.tiny_data import REALDATA, smooth_rgb, write_data_dir
 
 TILES = REALDATA / "autzen_geopose_tiles"
-SCRIPT = Path(__file__).resolve().parents[1] / "convert_j2k.py"
+SCRIPT = ROOT / "convert_j2k.py"
 
 
 @pytest.fixture

@@ -1,32 +1,23 @@
 """The whole job through the real commands: convert, train, submit, evaluate."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_data import REALDATA
+from tests.tiny_run import ROOT, run_script
 from tests.training_run import TINY
 
-ROOT = Path(__file__).resolve().parents[1]
 TILES = REALDATA / "autzen_geopose_tiles"
 TRAIN, TEST = ("t01", "t02", "t05"), ("t04", "t05")
 
 
 def command(cwd: Path, *arguments: object) -> str:
     """Runs one of the project's programs; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_script(*arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +14,8 @@ from geopose.data.heights import write_agl_cm
 from geopose.data.vflow import write_vflow
 from geopose.evaluation import evaluate, format_table, main
 from geopose.metrics import ScoreAccumulator
+from tests.tiny_run import run_script
 
-ROOT = Path(__file__).parents[1]
 IDS = ["ARG_aa_1", "ARG_bb", "JAX_cc"]
 
 
@@ -68,8 +66,8 @@ def test_score_of_files_is_the_score_of_their_content(folders: tuple[Path, Path]
 
 def test_json_and_table_of_the_real_command(folders: tuple[Path, Path], tmp_path: Path) -> None:
     target = tmp_path / "score.json"
-    command = [sys.executable, "evaluate.py", *map(str, folders), "--json", str(target)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_script("evaluate.py", *folders, "--json", target)
+    assert done.returncode == 0, done.stderr
     result = json.loads(target.read_text())
     assert set(result) == {"score", "cities"}
     for city in result["cities"].values():

@@ -17,7 +17,7 @@ import geopose
 from geopose import commands, config_folder
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.errors import InputError
-from tests.tiny_run import ENVIRONMENT, ROOT
+from tests.tiny_run import ENVIRONMENT, ROOT, run_script
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCRIPTS = {
@@ -100,11 +100,9 @@ def test_commands_and_scripts_are_the_same(command: str) -> None:
     "function", ["train", "submit", "submit_ddp", "evaluate", "convert", "rectify"]
 )
 def test_commands_work_outside_of_the_repository(tmp_path: Path, function: str) -> None:
-    program = f"from geopose.commands import {function}; {function}()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--help"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    program = tmp_path / "program.py"
+    program.write_text(f"from geopose.commands import {function}; {function}()")
+    done = run_script(program, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 

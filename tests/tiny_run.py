@@ -1,7 +1,6 @@
 """A model small enough to run whole commands on, and test splits to run it on."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,8 @@ import torch
 from geopose.checkpoints.formats.pth import save_checkpoint
 from geopose.data.rgb import write_j2k, write_png
 from geopose.models.build import build_model
+from tests.programs import ENVIRONMENT, ROOT, run_forked_program
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 SIZES = ((97, 130), (97, 130), (64, 64), (40, 71), (97, 130))
 
 
@@ -100,10 +98,17 @@ def write_config(path: Path, models: Sequence[Any], **inference: Any) -> Path:
 
 
 def run_script(
-    *arguments: object, env: Mapping[str, str] = ENVIRONMENT
+    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] = ENVIRONMENT
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command of the project in a process of its own."""
+    """Runs a command of the project in a process of its own: a file, or `-m` and a module."""
+    return run_forked_program([str(argument) for argument in arguments], cwd, env)
+
+
+def run_interpreter(
+    *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] = ENVIRONMENT
+) -> subprocess.CompletedProcess[str]:
+    """Runs it by an interpreter of its own, which takes seconds: where that is what is tested."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        cwd=ROOT, env=dict(env), capture_output=True, text=True, timeout=240, check=False,
+        cwd=cwd, env=dict(env), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip

@@ -45,7 +45,6 @@ from geopose.data.formats.orientation import (
     jpeg_orientation,
     png_orientation,
     tiff_orientation,
-    upright,
 )
 from geopose.data.formats.png import check_chunks, with_text
 from geopose.data.raw import RawFile, is_raw, open_raw_of
@@ -93,17 +92,6 @@ def read_image(path: Path | str) -> RgbImage:
             the image, its truth or the place of its prediction, was turned.
     """
     return _upright(Path(path), _read(Path(path), alpha=True))
-
-
-def read_single_image(path: Path | str) -> RgbImage:
-    """As `read_image`, for an image that nothing else belongs to: turned as the file wants it.
-
-    Returns:
-        With the orientation that was declared, which the user should be told of.
-    """
-    image = _read(Path(path), alpha=True)
-    unknown = None if image.unknown is None else upright(image.unknown, image.orientation)
-    return RgbImage(upright(image.rgb, image.orientation), unknown, image.orientation)
 
 
 def unknown_in(path: Path) -> Unknown | None:
@@ -161,25 +149,18 @@ def _read(path: Path, alpha: bool) -> RgbImage:
     return image
 
 
-def open_rgb(path: Path | str) -> RawFile | NDArray[np.uint8]:
-    """An image of which windows are taken: a raw file, read in part, or any other, decoded here.
-
-    Returns:
-        H x W x 3 uint8 RGB; `pixels[rows, columns]` and `shape` work on both.
-
-    Raises:
-        InputError: as for `read_rgb`; also later, when a window cannot be read.
-    """
-    path = Path(path)
-    return open_raw_of(path, "RGB") if is_raw(path) else read_rgb(path)
-
-
 def open_image(path: Path, source: Path) -> tuple[RawFile | NDArray[np.uint8], Unknown | None]:
-    """As `open_rgb`, with where there is no data.
+    """An image of which windows are taken, and where it has no data.
 
     Args:
-        path: the file to read.
+        path: a raw file, read in part, or any other, decoded here.
         source: what it may have been made of; a raw file cannot say what it does not know.
+
+    Returns:
+        H x W x 3 uint8 RGB, of which `pixels[rows, columns]` and `shape` work in either case.
+
+    Raises:
+        InputError: as for `read_image`; also later, when a window cannot be read.
     """
     if not is_raw(path):
         image = read_image(path)

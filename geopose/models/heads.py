@@ -178,11 +178,6 @@ class AGLHead(nn.Module):
             return height, None
         return height, self.last(self.magnitude(x)) * self.output_gain
 
-    def ends_with_relu(self) -> bool:
-        """Whether heights and magnitudes are what a ReLU leaves, times a factor."""
-        activation, transformation = self.last
-        return isinstance(activation, nn.ReLU) and isinstance(transformation, nn.Identity)
-
 
 class OnlyAGLHead(AGLHead):
     """AGLHead without magnitude: it is height * scale of an orientation head that has a scale."""

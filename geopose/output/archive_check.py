@@ -19,7 +19,7 @@ from geopose.data.checks.numbers import HeightCounts, scale_problem, small_scale
 from geopose.data.heights import NODATA_CM, read_agl_cm
 from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord, resolve_data_dir
-from geopose.data.layouts.splits import CHALLENGE, add_layout_option, read_split
+from geopose.data.layouts.splits import CHALLENGE, add_data_options, read_split
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError, one_line
 from geopose.output.writer import output_names
@@ -150,8 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("command", choices=("check",), help="read the archive and name what is off")
     parser.add_argument("file", type=Path, metavar="FILE", help="the .tar.gz")
-    parser.add_argument("--data-dir", "--data_dir", metavar="DIR", help="with the test images")
-    add_layout_option(parser)
+    add_data_options(parser)
     arguments = parser.parse_args(argv)
     records = read_split(
         resolve_data_dir(arguments.data_dir), "test", arguments.layout or CHALLENGE

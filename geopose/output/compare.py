@@ -12,7 +12,7 @@ from pathlib import Path
 from geopose.cli import ArgumentParser, positive_int, run_command
 from geopose.data.heights import read_agl_m
 from geopose.data.layout import ImageRecord, agl_name, resolve_data_dir, vflow_name
-from geopose.data.layouts.splits import CHALLENGE, add_layout_option, read_split
+from geopose.data.layouts.splits import CHALLENGE, add_data_options, read_split
 from geopose.data.rgb import read_image
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(
         prog="python -m geopose.output.compare", description="Draws predictions beside the truth."
     )
-    parser.add_argument("--data-dir", help="data directory ($DRIVENDATA_OVERHEAD_GEOPOSE)")
-    add_layout_option(parser)
+    add_data_options(parser)
     parser.add_argument("--predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--truth", type=Path, required=True, help="folder of true files")
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.png, .jpg)")

@@ -24,7 +24,6 @@ _TYPES = {
     "CharStorage": torch.int8, "ByteStorage": torch.uint8,
 }  # fmt: skip
 _BY_DTYPE = set(_TYPES.values())
-_MEMBERS = ("storages", "tensors", "pickle")
 _MOST_DIMENSIONS = 64
 
 

@@ -5,23 +5,20 @@ In: what has been read of a file. Out: the EXIF or TIFF orientation, 1 (upright)
 
 import struct
 
-import numpy as np
 import tifffile
-from numpy.typing import NDArray
 from PIL import Image
 
 UPRIGHT = 1
 _TAG = 0x0112
-# Of the pixels as stored, to make them upright.
-_TURNS = {
-    1: ("upright", lambda pixels: pixels),
-    2: ("mirrored", lambda pixels: pixels[:, ::-1]),
-    3: ("upside down", lambda pixels: pixels[::-1, ::-1]),
-    4: ("mirrored, upside down", lambda pixels: pixels[::-1]),
-    5: ("mirrored, on its side", lambda pixels: pixels.swapaxes(0, 1)),
-    6: ("on its side", lambda pixels: pixels[::-1].swapaxes(0, 1)),
-    7: ("mirrored, on its side", lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1)),
-    8: ("on its side", lambda pixels: pixels[:, ::-1].swapaxes(0, 1)),
+_WORDS = {
+    1: "upright",
+    2: "mirrored",
+    3: "upside down",
+    4: "mirrored, upside down",
+    5: "mirrored, on its side",
+    6: "on its side",
+    7: "mirrored, on its side",
+    8: "on its side",
 }
 _ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error)
 
@@ -57,14 +54,9 @@ def tiff_orientation(page: tifffile.TiffPage) -> int:
 
 
 def _sensible(value: object) -> int:
-    return value if isinstance(value, int) and value in _TURNS else UPRIGHT
+    return value if isinstance(value, int) and value in _WORDS else UPRIGHT
 
 
 def describe(orientation: int) -> str:
     """In words."""
-    return _TURNS[orientation][0]
-
-
-def upright(pixels: NDArray, orientation: int) -> NDArray:
-    """H x W x anything as it is to be seen, an array of its own."""
-    return np.ascontiguousarray(_TURNS[orientation][1](pixels))
+    return _WORDS[orientation]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from geopose.data import layouts
 from geopose.data.checks.numbers import gsd_problem
-from geopose.data.layout import ImageRecord, agl_name, check_files
+from geopose.data.layout import DATA_DIR_VARIABLE, ImageRecord, agl_name, check_files
 from geopose.errors import InputError
 
 CHALLENGE = "challenge"
@@ -82,8 +82,14 @@ def _check_outputs(records: Sequence[ImageRecord]) -> None:
             )
 
 
-def add_layout_option(parser: ArgumentParser) -> None:
-    """The option --layout of a command that reads a data directory."""
+def add_data_options(parser: ArgumentParser) -> None:
+    """The options --data-dir and --layout of a command that reads a data directory."""
+    parser.add_argument(
+        "--data-dir",
+        "--data_dir",
+        metavar="DIR",
+        help=f"data directory (default: ${DATA_DIR_VARIABLE})",
+    )
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,

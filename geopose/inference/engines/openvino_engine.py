@@ -159,7 +159,7 @@ def _converted(model: GeoposeUNetModel) -> Any:
     except (OSError, RuntimeError) as error:
         if not (folder / _FILE).is_file():  # else another process was faster
             logger.warning("%s: cannot be kept for later runs (%s)", folder, one_line(error, 200))
-    return graph
+    return _kept(folder) or graph  # weights in a mapped file: the system can take their memory back
 
 
 def _kept(folder: Path) -> Any:

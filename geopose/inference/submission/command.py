@@ -13,8 +13,8 @@ from geopose import distributed
 from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
 from geopose.config_folder import shipped_or_own
-from geopose.data.layout import DATA_DIR_VARIABLE, resolve_data_dir
-from geopose.data.layouts.splits import add_layout_option, read_split
+from geopose.data.layout import resolve_data_dir
+from geopose.data.layouts.splits import add_data_options, read_split
 from geopose.errors import InputError
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
@@ -116,13 +116,7 @@ def _parser(description: str) -> ArgumentParser:
         help="inference configs, run in turn, and values that override theirs, such as "
         "ensemble.tta=null inference.batch_size=2 submission_dir=out",
     )
-    parser.add_argument(
-        "--data-dir",
-        "--data_dir",
-        metavar="DIR",
-        help=f"data directory (default: ${DATA_DIR_VARIABLE})",
-    )
-    add_layout_option(parser)
+    add_data_options(parser)
     parser.add_argument(
         "--visualize", action="store_true", help="also write a picture of every prediction"
     )

@@ -111,6 +111,65 @@ def _room(
     return _workers(fitting, shorter)
 
 
+def _check_parts(train: list[ImageRecord], valid: list[ImageRecord], one_size: bool) -> None:
+    """Whether every process gets an image to validate on, and whole images fit in one batch."""
+    if len(valid) < world_size():
+        raise InputError(
+            f"{len(valid)} validation images for {world_size()} processes; use fewer "
+            "processes or a smaller dataset.num_folds"
+        )
+    if one_size:
+        _check_one_size(train)
+
+
+def _parts(cfg: Mapping[str, Any]) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """The images to train and to validate on, checked."""
+    dataset, train = cfg["dataset"], cfg["train"]
+    records = read_split(resolve_data_dir(dataset["data_dir"]), "train", dataset["layout"])
+    check_sizes(records)
+    check_truth(records)
+    parts = split_fold(records, dataset["fold"], dataset["fold_split"], dataset["num_folds"])
+    if train["fast"]:
+        parts = _few(parts[0]), _few(parts[1])
+    _check_parts(*parts, one_size=train["crop_size"] is None and cfg["batch_size"] > 1)
+    return parts
+
+
+def _training_set(cfg: Mapping[str, Any], records: list[ImageRecord]) -> GeoposeDataset:
+    train = cfg["train"]
+    return GeoposeDataset(
+        records,
+        channel_order(cfg["model"]),
+        build_augmentation(train["augmentations"], train["crop_size"], train["downsample"]),
+        seed=cfg["seed"],
+        repeats=train["crops_per_image"],
+        cache=train["cache"],
+    )
+
+
+def _validation_set(cfg: Mapping[str, Any], records: list[ImageRecord]) -> GeoposeDataset:
+    downsample = cfg["train"]["downsample"]
+    whole = build_augmentation("none", None, downsample) if downsample > 1 else None
+    return GeoposeDataset(records, channel_order(cfg["model"]), whole, cache=cfg["train"]["cache"])
+
+
+def _training_loader(cfg: Mapping[str, Any], samples: GeoposeDataset, **common: Any) -> DataLoader:
+    sampler = ResumableSampler(samples, world_size(), rank(), shuffle=True, seed=cfg["seed"])
+    return TimedLoader(
+        samples,
+        batch_size=cfg["batch_size"],
+        sampler=sampler,
+        drop_last=len(sampler) >= cfg["batch_size"],
+        **common,
+    )
+
+
+def _validation_loader(samples: GeoposeDataset, batch_size: int, **common: Any) -> DataLoader:
+    sizes = [image_size(record.rgb_file()) for record in samples.records]
+    batches = SizeBatches(ShardSampler(len(samples)), sizes, batch_size)
+    return DataLoader(samples, batch_sampler=batches, **common)
+
+
 def build_loaders(
     cfg: Mapping[str, Any], resources: Resources, device: torch.device
 ) -> dict[str, DataLoader]:
@@ -126,61 +185,20 @@ def build_loaders(
         InputError: data directory, CSV files, sizes or folds are wrong, or a rank has no image to
             validate on.
     """
-    dataset, train = cfg["dataset"], cfg["train"]
-    records = read_split(resolve_data_dir(dataset["data_dir"]), "train", dataset["layout"])
-    check_sizes(records)
-    check_truth(records)
-    train_records, valid_records = split_fold(
-        records, dataset["fold"], dataset["fold_split"], dataset["num_folds"]
-    )
-    if train["fast"]:
-        train_records, valid_records = _few(train_records), _few(valid_records)
-    if len(valid_records) < world_size():
-        raise InputError(
-            f"{len(valid_records)} validation images for {world_size()} processes; use fewer "
-            "processes or a smaller dataset.num_folds"
-        )
-    if train["crop_size"] is None and cfg["batch_size"] > 1:
-        _check_one_size(train_records)
-    order, downsample = channel_order(cfg["model"]), train["downsample"]
-    train_set = GeoposeDataset(
-        train_records,
-        order,
-        build_augmentation(train["augmentations"], train["crop_size"], downsample),
-        seed=cfg["seed"],
-        repeats=train["crops_per_image"],
-        cache=train["cache"],
-    )
-    whole = build_augmentation("none", None, downsample) if downsample > 1 else None
-    valid_set = GeoposeDataset(valid_records, order, whole, cache=train["cache"])
-    common: dict[str, Any] = {"worker_init_fn": _start_worker, "pin_memory": device.type == "cuda"}
-    sampler = ResumableSampler(train_set, world_size(), rank(), shuffle=True, seed=cfg["seed"])
-    loaders, valid_batch = train["loaders"], train["loaders"]["valid"]["batch_size"]
+    train_records, valid_records = _parts(cfg)
+    train_set, valid_set = _training_set(cfg, train_records), _validation_set(cfg, valid_records)
+    train_batch, loaders = cfg["batch_size"], cfg["train"]["loaders"]
+    valid_batch = loaders["valid"]["batch_size"]
     train_workers = _room(
-        train_set, cfg["batch_size"], "training", resources.train_workers,
-        loaders["train"]["prefetch"], whole=train["crop_size"] is None,
+        train_set, train_batch, "training", resources.train_workers,
+        loaders["train"]["prefetch"], whole=cfg["train"]["crop_size"] is None,
     )  # fmt: skip
     valid_workers = _room(
         valid_set, valid_batch, "validation", resources.valid_workers,
         loaders["valid"]["prefetch"], whole=True,
     )  # fmt: skip
+    common = {"worker_init_fn": _start_worker, "pin_memory": device.type == "cuda"}
     return {
-        "train": TimedLoader(
-            train_set,
-            batch_size=cfg["batch_size"],
-            sampler=sampler,
-            drop_last=len(sampler) >= cfg["batch_size"],
-            **train_workers,
-            **common,
-        ),
-        "valid": DataLoader(
-            valid_set,
-            batch_sampler=SizeBatches(
-                ShardSampler(len(valid_set)),
-                [image_size(record.rgb_file()) for record in valid_records],
-                valid_batch,
-            ),
-            **valid_workers,
-            **common,
-        ),
+        "train": _training_loader(cfg, train_set, **train_workers, **common),
+        "valid": _validation_loader(valid_set, valid_batch, **valid_workers, **common),
     }

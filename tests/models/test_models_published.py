@@ -222,6 +222,7 @@ def test_a_shipped_ensemble_runs_on_full_files(
         (slug,) = re.findall(r"_(b\d(?:_rdtsc)?_unet)_", entry.files[0].name)
         os.link(full / f"{slug}.pth", entry.files[0])
     arguments = [str(path), "--data-dir", str(data), f"submission_dir={tmp_path}"]
+    arguments.append("ensemble.tta=fliplr")  # two views of eight, by networks of full size
     assert run_command(submit, arguments) == 0
     with tarfile.open(tmp_path / "submission_compressed.tar.gz") as archive:
         assert archive.getnames() == ["ABC_000_AGL.tif", "ABC_000_VFLOW.json"]

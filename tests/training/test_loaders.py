@@ -13,10 +13,10 @@ from geopose.errors import InputError
 from geopose.training.check import check_config
 from geopose.training.data.loaders import build_loaders
 from geopose.training.data.resources import Resources
+from tests.programs import ROOT
 from tests.tiny_data import write_data_dir
 from tests.training_run import composed, tiny_overrides
 
-ROOT = Path(__file__).resolve().parents[1]
 ALLOWED_MB = 12.0
 
 

@@ -1,10 +1,8 @@
 """Training as a user runs it: commands, run directory, checkpoints, several processes."""
 
 import math
-import os
 import shutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,9 @@ from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.errors import InputError
 from geopose.system.signals import StopSignal
 from geopose.training.runner import RunParts
+from tests.tiny_run import ENVIRONMENT, ROOT, run_script
 from tests.training_run import score_of_checkpoint, tiny_overrides, train, weights
 
-ROOT = Path(__file__).resolve().parents[1]
 POOLED_ANGLE = "model.orientation_head._target_=geopose.models.heads.DenseOrientationHead"
 
 
@@ -30,17 +28,11 @@ def run_command_line(
 ) -> subprocess.CompletedProcess[str]:
     """The real train.py, as a program of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train.py")]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    env.pop("DRIVENDATA_OVERHEAD_GEOPOSE", None)
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=cwd,
-        env={**env, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    env = {k: v for k, v in ENVIRONMENT.items() if k != "DRIVENDATA_OVERHEAD_GEOPOSE"}
+    return run_script(
+        *(launcher if processes > 1 else []), ROOT / "train.py", *arguments,
+        cwd=cwd, env={**env, **environment},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -306,23 +298,20 @@ def launch(
         trap: Python that runs when it starts its second epoch.
         options: of torchrun.
     """
-    (folder / "sitecustomize.py").write_text(
-        "import os, signal, sys\n"
-        f"if os.environ.get('RANK') == '{rank}' and "
-        "os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
-        "    sys.path.insert(0, os.environ['PYTHONPATH'].split(':')[-1])\n"
+    script = folder / "trapped.py"
+    script.write_text(
+        "import os, signal\n"
+        "from geopose.commands import train\n"
+        f"if os.environ['RANK'] == '{rank}' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "    from geopose.training.callbacks.score import ScoreCallback\n"
         "    def trap(self, runner):\n"
         "        if runner.epoch_step == 2:\n"
         f"{textwrap.indent(trap, ' ' * 12)}\n"
         "    ScoreCallback.on_epoch_start = trap\n"
+        "train()\n"
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
-    return subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "train.py"), *arguments],
-        cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}, capture_output=True,
-        text=True,
-    )  # fmt: skip
+    return run_script(*launcher, script, *arguments, cwd=folder)
 
 
 def test_a_launcher_restarts_a_killed_process_which_goes_on(

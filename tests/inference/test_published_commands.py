@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from geopose.cli import run_command
 from geopose.inference.config import load_config
 from geopose.inference.submission.command import submit, submit_ddp
 from tests.tiny_data import write_data_dir
-from tests.tiny_run import ENVIRONMENT, ROOT, model_config, payload_of, write_split
+from tests.tiny_run import ENVIRONMENT, ROOT, model_config, payload_of, run_script, write_split
 
 VARIABLE = "DRIVENDATA_OVERHEAD_GEOPOSE"
 SHIPPED = sorted(path.name for path in (ROOT / "configs/inference").glob("fp32_*.yaml"))
@@ -39,12 +38,10 @@ def shell(line: str, folder: Path, **variables: object) -> subprocess.CompletedP
     for name in ("configs", *(path.name for path in ROOT.glob("*.py"))):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    words = [sys.executable if word == "python" else word for word in shlex.split(line)]
-    variables = {name: str(value) for name, value in variables.items()}
-    return subprocess.run(
-        words, cwd=folder, env={**ENVIRONMENT, **variables}, capture_output=True, text=True,
-        timeout=400, check=False,
-    )  # type: ignore[arg-type]  # fmt: skip
+    python, *words = shlex.split(line)
+    assert python == "python"
+    env = {**ENVIRONMENT, **{name: str(value) for name, value in variables.items()}}
+    return run_script(*words, cwd=folder, env=env)
 
 
 @pytest.mark.parametrize("by_variable", [True, False])
@@ -73,11 +70,10 @@ def test_the_shipped_ensembles_predict(
         os.link(tmp_path / "small.pth", entry.files[0])
     monkeypatch.chdir(tmp_path)
     archives = []
-    for command in (submit, submit_ddp):
-        monkeypatch.delenv(VARIABLE, raising=False)
-        assert run_command(command, [config, "--data-dir", str(data)]) == 0
+    monkeypatch.delenv(VARIABLE, raising=False)
+    for command, arguments in ((submit, ["--data-dir", str(data)]), (submit_ddp, [])):
+        assert run_command(command, [config, *arguments]) == 0
         monkeypatch.setenv(VARIABLE, str(data))
-        assert run_command(command, [config]) == 0
         (archive,) = (tmp_path / "submissions").rglob("submission_compressed.tar.gz")
         archives.append(archive.read_bytes())
         (tmp_path / "submissions").rename(tmp_path / command.__name__)

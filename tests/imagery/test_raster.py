@@ -18,6 +18,7 @@ from geopose.imagery.files import raster, raster_writer
 from geopose.imagery.files.raster import create_raster, open_raster, windows
 from geopose.imagery.place.georeference import Gcp, Georeference
 from tests.made_up_rpc import made_up_rpc
+from tests.programs import ROOT
 from tests.tiny_data import REALDATA, smooth_rgb
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
@@ -296,7 +297,7 @@ def test_nothing_is_said_on_standard_error(tmp_path: Path) -> None:
     target = tmp_path / "a.tif"
     run = subprocess.run(
         [sys.executable, "-c", code, path, target], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )  # fmt: skip
     assert run.stderr == ""
     with warnings.catch_warnings(), open_raster(target) as image:

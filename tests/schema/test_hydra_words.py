@@ -2,21 +2,17 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from geopose.errors import InputError
 from geopose.schema.hydra_words import options_first
-from tests.tiny_run import ENVIRONMENT, ROOT
+from tests.tiny_run import ROOT, run_script
 
 
 def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return run_script(ROOT / "train.py", *arguments, cwd=cwd)
 
 
 WRONG = {

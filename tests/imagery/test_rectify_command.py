@@ -1,8 +1,6 @@
 """rectify.py as a user runs it: one image, a submission, and what can be wrong with them."""
 
 import math
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from geopose.imagery.command import main
 from geopose.imagery.files.raster import open_raster
 from geopose.imagery.rectify import rectify
 from tests.tiny_data import heights, smooth_rgb, write_data_dir
+from tests.tiny_run import run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("AGL_RECTIFIED", "RGB_RECTIFIED", "OCCLUSION")
 
 
@@ -59,14 +57,7 @@ def _check(out: Path, data: Path, stem: str) -> None:
 
 
 def test_one_image(data: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "rectify.py",
-        *_files(data, "AAA_000"),
-        "--out",
-        tmp_path / "o" / "p",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script("rectify.py", *_files(data, "AAA_000"), "--out", tmp_path / "o" / "p")
     assert done.returncode == 0, done.stderr
     _check(tmp_path / "o" / "p", data, "AAA_000")
     assert "% hidden" in done.stderr

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from geopose.checkpoints.formats.pth import load_checkpoint
 from geopose.errors import InputError
-from tests.test_foreign_weights import same_weights
+from tests.checkpoints.test_foreign_weights import same_weights
 from tests.tiny_run import tiny_payload
 
 

@@ -18,9 +18,8 @@ from geopose.files.atomic import atomic_path, partial_files
 from geopose.inference.submission.command import submit
 from geopose.sample_city import writer
 from geopose.sample_city.writer import MARKER, write_dataset
-from tests.test_checkpoints import tiny_payload
 from tests.tiny_data import smooth_rgb, write_data_dir
-from tests.tiny_run import write_checkpoint, write_config
+from tests.tiny_run import tiny_payload, write_checkpoint, write_config
 
 LONG = "A" * 240 + "_RGB"  # 244 characters
 

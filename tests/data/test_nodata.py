@@ -13,7 +13,7 @@ from geopose.convert import main as convert
 from geopose.data.dataset import GeoposeDataset
 from geopose.data.heights import read_agl_cm, read_agl_m
 from geopose.data.layouts.splits import read_split
-from geopose.data.rgb import read_image, read_rgb, read_single_image, unknown_in
+from geopose.data.rgb import read_image, read_rgb, unknown_in
 from geopose.errors import InputError
 from geopose.evaluation import evaluate
 from tests.tiny_data import heights, smooth_rgb, write_data_dir
@@ -183,12 +183,9 @@ def test_a_picture_that_wants_to_be_turned(tmp_path: Path, suffix: str, orientat
     Image.fromarray(smooth_rgb(*SIZE)).save(path, exif=exif)
     with pytest.raises(InputError, match=f"orientation tag says {orientation} .*remove the tag"):
         read_rgb(path)
-    image = read_single_image(path)
-    assert image.orientation == orientation
-    assert image.rgb.shape[:2] == (SIZE if orientation < 5 else SIZE[::-1])
     exif[0x0112] = 1
-    Image.fromarray(image.rgb).save(tmp_path / "b.png", exif=exif)
-    assert np.array_equal(read_rgb(tmp_path / "b.png"), image.rgb)
+    Image.fromarray(smooth_rgb(*SIZE)).save(tmp_path / "b.png", exif=exif)
+    assert read_rgb(tmp_path / "b.png").shape[:2] == SIZE
 
 
 def test_heights_that_want_to_be_turned_are_refused(tmp_path: Path) -> None:

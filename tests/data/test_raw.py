@@ -21,7 +21,7 @@ from geopose.data.heights import open_agl_m, read_agl_m, write_agl_cm
 from geopose.data.image_size import image_size
 from geopose.data.layouts.splits import read_split
 from geopose.data.raw import open_raw, write_raw
-from geopose.data.rgb import open_rgb, read_rgb
+from geopose.data.rgb import open_image, read_rgb
 from geopose.errors import InputError
 from tests.tiny_data import heights, smooth_rgb, write_data_dir
 
@@ -109,7 +109,8 @@ def test_windows_are_those_of_the_whole(tmp_path: Path) -> None:
     assert np.array_equal(read_rgb(tmp_path / "a.npy"), rgb)
     assert np.array_equal(read_agl_m(tmp_path / "b.npy"), agl_m, equal_nan=True)
     assert image_size(tmp_path / "b.npy") == (40, 50)
-    pixels, metres = open_rgb(tmp_path / "a.npy"), open_agl_m(tmp_path / "b.npy")
+    pixels, _ = open_image(tmp_path / "a.npy", tmp_path / "a.png")
+    metres = open_agl_m(tmp_path / "b.npy")
     assert (pixels.shape, metres.shape) == ((40, 50, 3), (40, 50))
     for rows, columns in (
         (slice(0, 40), slice(0, 50)),

@@ -10,10 +10,15 @@ import pytest
 from geopose.system import home
 from tests.tiny_run import ENVIRONMENT
 
-ALL = (
-    "import geopose.training.fit, geopose.inference.submission.command, geopose.evaluation, "
-    "geopose.checkpoints.export, geopose.checkpoints.formats.onnx_file, sys; "
-)
+PROGRAM = """
+import geopose.training.fit, sys
+found = sorted(sys.modules)
+import geopose.inference.submission.command, geopose.evaluation
+import geopose.checkpoints.export, geopose.checkpoints.formats.onnx_file
+import onnxruntime
+onnxruntime.SessionOptions()
+print(found)
+"""
 
 
 def run(code: str, cwd: Path, **env: str) -> str:
@@ -28,22 +33,15 @@ def run(code: str, cwd: Path, **env: str) -> str:
     return done.stdout
 
 
-def test_an_empty_home_stays_empty(tmp_path: Path) -> None:
+def test_training_brings_in_nothing_else_and_an_empty_home_stays_empty(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "work").mkdir()
-    code = ALL + "import onnxruntime; onnxruntime.SessionOptions(); print('done')"
-    run(code, tmp_path / "work", HOME=str(tmp_path / "home"))
+    found = run(PROGRAM, tmp_path / "work", HOME=str(tmp_path / "home"))
+    assert not [name for name in ("onnxruntime", "mlflow", "wandb") if f"'{name}'" in found]
+    assert "'catalyst'" in found
     cache = tmp_path / "home/.cache/torch/hub/checkpoints"
     left = [path for path in tmp_path.rglob("*") if path.is_file() and cache not in path.parents]
     assert left == []
-
-
-def test_catalyst_brings_in_nothing_else(tmp_path: Path) -> None:
-    code = "import geopose.training.fit, sys; print(sorted(sys.modules))"
-    found = run(code, tmp_path, HOME=str(tmp_path))
-    assert not [name for name in ("onnxruntime", "mlflow", "wandb") if f"'{name}'" in found]
-    assert "'catalyst'" in found
-    run("import geopose.training.fit, onnxruntime", tmp_path, HOME=str(tmp_path))
 
 
 def test_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from geopose.inference.submission.command import submit, submit_ddp
 from tests.tiny_run import (
     ENVIRONMENT,
     SIZES,
+    run_interpreter,
     run_script,
     write_checkpoint,
     write_config,
@@ -33,7 +34,7 @@ def setup(tmp_path_factory):
 def test_two_processes_make_the_same_archive(setup, tmp_path):
     _, arguments, expected = setup
 
-    done = run_script("submit_ddp.py", *arguments, "--nproc", 2, f"submission_dir={tmp_path}")
+    done = run_interpreter("submit_ddp.py", *arguments, "--nproc", 2, f"submission_dir={tmp_path}")
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "submission_compressed.tar.gz").read_bytes() == expected
@@ -50,16 +51,17 @@ def test_without_gpus_and_nproc_it_is_one_process(setup, tmp_path, monkeypatch):
     assert (tmp_path / "submission_compressed.tar.gz").read_bytes() == expected
 
 
-def test_a_checkpoint_that_does_not_fit_is_one_line(setup, tmp_path, capsys):
+def test_a_checkpoint_that_does_not_fit_is_one_line(setup, tmp_path):
     _, arguments, _ = setup
     (tmp_path / "bad.pth").write_bytes(b"garbage")
     more = [f"submission_dir={tmp_path}/out", f"ensemble.models=[{tmp_path}/bad.pth]"]
 
-    assert run_command(submit_ddp, [*arguments, "--nproc", "2", *more]) == 2
+    done = run_script("submit_ddp.py", *arguments, "--nproc", 2, *more)
 
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    assert done.returncode == 2
+    *_, said = done.stderr.splitlines()
+    assert said.startswith(f"error: {tmp_path}/bad.pth")
+    assert done.stderr.count("error: ") == 1
     assert not (tmp_path / "out").exists()
 
 

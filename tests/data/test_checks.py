@@ -3,8 +3,6 @@
 import io
 import json
 import logging
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,7 @@ from geopose.data.layouts.splits import read_split
 from geopose.errors import InputError
 from geopose.output.archive_check import main as check
 from tests.tiny_data import heights, write_data_dir
-from tests.tiny_run import ROOT
+from tests.tiny_run import run_script
 
 
 @pytest.fixture
@@ -132,10 +130,9 @@ def test_unknown_heights_are_mentioned(data_dir: Path, caplog: pytest.LogCapture
 @pytest.mark.parametrize("change", [lambda flow: None, lambda flow: {**flow, "angle": 200}])
 def test_train_finds_it_before_it_begins(data_dir: Path, change: Callable[[dict], object]) -> None:
     bad = rewrite_flows(data_dir, change)[0]
-    run = subprocess.run(
-        [sys.executable, "train.py", "model=sample_unet", "train=sample", "dataset.num_folds=2",
-         f"dataset.data_dir={data_dir}", f"experiment={data_dir.parent / 'run'}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+    run = run_script(
+        "train.py", "model=sample_unet", "train=sample", "dataset.num_folds=2",
+        f"dataset.data_dir={data_dir}", f"experiment={data_dir.parent / 'run'}",
     )  # fmt: skip
     assert run.returncode == 2
     assert run.stderr.strip().splitlines()[-1].startswith(f"error: {bad}: ")
@@ -213,12 +210,6 @@ def test_archives_are_checked(
 
 def test_the_command_is_there(data_dir: Path, tmp_path: Path, members: dict[str, bytes]) -> None:
     path = pack(tmp_path / "a.tar.gz", list(members.items()))
-    command = [sys.executable, "-m", "geopose.output.archive", "check", str(path)]
-    run = subprocess.run(
-        [*command, "--data-dir", str(data_dir)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = run_script("-m", "geopose.output.archive", "check", path, "--data-dir", data_dir)
+    assert run.returncode == 0, run.stderr
     assert run.stdout == f"{path}: sound, 2 images\n"

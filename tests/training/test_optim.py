@@ -1,7 +1,6 @@
 """Optimizers and schedules do what their config says."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ from torch import nn
 from geopose.errors import InputError
 from geopose.training.optim import build_optimizer, build_scheduler
 from geopose.training.resume.position import load_optimizer
+from tests.programs import ROOT
 from tests.training_run import composed
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 STEPS = 1000
 
 

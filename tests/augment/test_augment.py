@@ -6,6 +6,7 @@ the green one, and their distance in metres must stay.
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import albumentations as A
@@ -25,8 +26,12 @@ GSD_M, ROOF_M, SPOT_PX = 0.4, 80.0, 7.0
 LEVEL_RANGES = {name: level.spatial for name, level in LEVELS.items()}
 
 
+@cache
 def _scene(angle_rad: float, size: tuple[int, int] = (700, 760)) -> Sample:
-    """Two spots 240 px apart near the centre, a roof disc of one height, a disc without data."""
+    """Two spots 240 px apart near the centre, a roof disc of one height, a disc without data.
+
+    Its arrays are shared between tests and cannot be written to.
+    """
     scale_px_per_m = 3.0
     centre = np.array([size[1] / 2 + 3.3, size[0] / 2 - 2.7])
     half = ROOF_M * scale_px_per_m / 2 * angle_to_vector(np.float64(angle_rad))
@@ -38,12 +43,15 @@ def _scene(angle_rad: float, size: tuple[int, int] = (700, 760)) -> Sample:
         if channel == 0:
             agl_m = np.where(distance2 < 30**2, ROOF_M, 2.0 * np.hypot(x % 7, y % 5))
     agl_m[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 25**2] = np.nan
-    return Sample(image, agl_m.astype(np.float32), GSD_M, scale_px_per_m, angle_rad)
+    agl_m = agl_m.astype(np.float32)
+    image.flags.writeable = agl_m.flags.writeable = False
+    return Sample(image, agl_m, GSD_M, scale_px_per_m, angle_rad)
 
 
 def _centroid(weights: np.ndarray) -> np.ndarray:
-    y, x = np.mgrid[: weights.shape[0], : weights.shape[1]]
-    return np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
+    columns, rows = weights.sum(axis=0), weights.sum(axis=1)
+    mean = [columns @ np.arange(columns.size), rows @ np.arange(rows.size)]
+    return np.array(mean) / columns.sum()
 
 
 def _spots(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

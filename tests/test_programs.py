@@ -1,0 +1,46 @@
+"""Forked commands end, speak and die as those of a new interpreter do."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.programs import LOADED
+from tests.tiny_run import ENVIRONMENT, run_script
+
+PROGRAM = """
+import multiprocessing, os, sys
+
+def answer(queue):
+    name = multiprocessing.current_process().name
+    queue.put((name, sys.argv[1:], os.environ["WORD"], os.getcwd()))
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=answer, args=(queue,), name="child")
+    child.start()
+    print(*queue.get())
+    child.join()
+    print(sorted(set({loaded}) - set(sys.modules)), file=sys.stderr)
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("sys.exit(3)", 3, ""),
+        ("raise ValueError('no')", 1, "ValueError: no"),
+        (f"os.kill(os.getpid(), {int(signal.SIGTERM)})", -signal.SIGTERM, ""),
+        ("", 0, ""),
+    ],
+)
+def test_a_program_is_run(tmp_path: Path, end: str, code: int, said: str) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM.format(loaded=LOADED, end=end))
+    done = run_script(script, "--a", 1, cwd=tmp_path, env={**ENVIRONMENT, "WORD": "hear"})
+    assert done.returncode == code
+    assert done.stdout == f"child ['--a', '1'] hear {tmp_path}\n"
+    assert done.stderr.startswith("[]\n")  # all is loaded
+    assert said in done.stderr
