@@ -94,6 +94,7 @@ def _run_with_streams(
 ) -> None:
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    multiprocessing.set_start_method(None, force=True)  # a server's children would take to servers
     SpawnProcess._Popen = staticmethod(_forked)  # type: ignore[assignment, method-assign]
     os.chdir(cwd)
     _run(arguments, env)

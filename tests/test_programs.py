@@ -1,5 +1,6 @@
 """Forked commands end, speak and die as those of a new interpreter do."""
 
+import multiprocessing
 import signal
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from tests.programs import LOADED
 from tests.tiny_run import ENVIRONMENT, run_script
 
+METHOD = multiprocessing.get_start_method()
 PROGRAM = """
 import multiprocessing, os, sys
 
@@ -20,7 +22,7 @@ if __name__ == "__main__":
     queue = context.Queue()
     child = context.Process(target=answer, args=(queue,), name="child")
     child.start()
-    print(*queue.get())
+    print(*queue.get(), multiprocessing.get_start_method())
     child.join()
     print(sorted(set({loaded}) - set(sys.modules)), file=sys.stderr)
     {end}
@@ -41,6 +43,6 @@ def test_a_program_is_run(tmp_path: Path, end: str, code: int, said: str) -> Non
     script.write_text(PROGRAM.format(loaded=LOADED, end=end))
     done = run_script(script, "--a", 1, cwd=tmp_path, env={**ENVIRONMENT, "WORD": "hear"})
     assert done.returncode == code
-    assert done.stdout == f"child ['--a', '1'] hear {tmp_path}\n"
+    assert done.stdout == f"child ['--a', '1'] hear {tmp_path} {METHOD}\n"
     assert done.stderr.startswith("[]\n")  # all is loaded
     assert said in done.stderr

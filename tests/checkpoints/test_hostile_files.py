@@ -50,13 +50,13 @@ YAMLS = {
 def test_configs_are_refused_at_once(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(YAMLS[name])
-    started = time.perf_counter()
+    started = time.process_time()
     for read in (load_config, listed_sources, read_network):
         with pytest.raises(InputError, match=r"a\.yaml") as caught:
             read(path)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 400
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_model_that_builds_on_such_a_file(tmp_path: Path) -> None:

@@ -141,6 +141,19 @@ def test_one_compiled_network_at_a_time_has_memory_for_its_maps(monkeypatch):
 
 
 @needs_openvino
+def test_what_waits_while_large_images_are_computed_holds_no_memory(monkeypatch):
+    monkeypatch.setattr(OpenVinoNetwork, "_working", None)
+    one, other = (OpenVinoNetwork(network("published b6"), "fp32") for _ in "ab")
+    large, turned = torch.Size((1, 3, 1024, 2048)), torch.Size((1, 3, 2048, 1024))
+    for network_, size in ((one, large), (one, turned), (other, turned), (other, turned)):
+        network_._take_turn(size)
+        assert not one._requests
+        network_._requests[size] = Turns("a", [])
+    one._take_turn(large)
+    assert not other._requests
+
+
+@needs_openvino
 def test_members_of_an_ensemble_take_turns():
     models = [network("published b6", seed) for seed in range(2)]
     networks = [OpenVinoNetwork(model, "fp32") for model in models]

@@ -32,9 +32,7 @@ from geopose.models.heads import (
     HyperColumnAGLHead,
 )
 from geopose.models.legacy import published_to_current, rename_state_dict
-from tests.training_run import CONFIGS, composed
 
-MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 HEADS = "geopose.models.heads."
 
 
@@ -304,20 +302,6 @@ def test_channels_last_gives_the_same() -> None:
     last = run(model, 1, 3, 64, 96)
     for name, value in plain.items():
         assert torch.allclose(value, last[name], atol=1e-4), name
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_shipped_configs_build(name: str) -> None:
-    config = composed(f"model={name}").model
-    assert model_slug(config) == name
-    assert channel_order(config) == "rgb"
-    with torch.device("meta"):
-        model = build_model(config, load_pretrained=False)
-        output = model.train()(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1))
-        torch.stack([value.mean() for value in output.values()]).sum().backward()
-    assert output[keys.OUTPUT_AGL_MASK].shape == (2, 1, 64, 96)
-    assert output[keys.OUTPUT_VFLOW_DIRECTION].shape == (2, 2)
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_100"])

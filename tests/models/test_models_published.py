@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from geopose import keys
-from geopose.checkpoints.__main__ import main
 from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
@@ -200,16 +199,6 @@ def test_the_published_networks_are_described_and_start_trainings(full: Path, sl
     for key in NOTHING:
         start = {**NOTHING, key: str(full / f"{slug}.pth"), "model": cfg.model}
         apply_initial_weights(model, start)
-
-
-def test_the_published_networks_are_averaged_and_exported(
-    full: Path, data: Path, tmp_path: Path
-) -> None:
-    files = [str(full / "b7_unet.pth")] * 2
-    assert run_command(main, ["average", *files, "-o", str(tmp_path / "m.safetensors")]) == 0
-    expected = load_model(full / "b7_unet.pth").model.state_dict()
-    for name, value in load_model(tmp_path / "m.safetensors").model.state_dict().items():
-        assert torch.equal(value, expected[name])
 
 
 def test_a_shipped_ensemble_runs_on_full_files(

@@ -1,18 +1,21 @@
 """Every shipped option of every group composes and builds."""
 
+import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from geopose import keys
 from geopose.augment.build import build_augmentation
 from geopose.construct import plain
 from geopose.errors import InputError
 from geopose.losses import build_loss
-from geopose.models.build import build_model
+from geopose.models.build import build_model, channel_order, model_slug
 from geopose.training.check import check_config
 from geopose.training.help import BASE, purpose
 from geopose.training.optim import build_optimizer, build_scheduler
@@ -35,12 +38,18 @@ PUBLISHED_COMMANDS = [
 ]
 
 
+@cache
+def _parameters(model: str) -> int:
+    """How many the network of a `model` node has; most options leave it as it is."""
+    with torch.device("meta"):  # shapes only: the largest networks build in no time
+        network = build_model(json.loads(model), load_pretrained=False)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def _build(cfg: dict[str, Any]) -> None:
     """Builds every part that a config describes."""
     check_config(cfg)
-    with torch.device("meta"):  # shapes only: the largest networks build in no time
-        model = build_model(cfg["model"], load_pretrained=False)
-    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    assert _parameters(json.dumps(cfg["model"])) > 0
     assert build_loss(cfg["loss"]).prefixes
     train = cfg["train"]
     build_augmentation(train["augmentations"], train["crop_size"], train["downsample"])
@@ -84,14 +93,18 @@ def test_published_commands_compose(command: str) -> None:
 
 
 @pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
-def test_every_model_takes_every_loss_that_its_outputs_allow(model: str) -> None:
+def test_every_model_trains_with_every_loss_that_its_outputs_allow(model: str) -> None:
     """All of them, but the loss of the flow map, which only one kind of head predicts."""
     node = plain(composed(f"model={model}"))["model"]
+    assert (model_slug(node), channel_order(node)) == (model, "rgb")
     with torch.device("meta"):
         network = build_model(node, load_pretrained=False).train()
-        shapes = {
-            k: v.shape for k, v in network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1)).items()
-        }
+        found = network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 1))
+        torch.stack([value.mean() for value in found.values()]).sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    shapes = {key: value.shape for key, value in found.items()}
+    assert shapes[keys.OUTPUT_AGL_MASK] == (2, 1, 64, 96)
+    assert shapes[keys.OUTPUT_VFLOW_DIRECTION] == (2, 2)
     output = {key: torch.rand(shape) for key, shape in shapes.items()}
     batch = {key.replace("OUTPUT", "TARGET"): torch.rand(shape) for key, shape in shapes.items()}
     for loss in (option for group, option in OPTIONS if group == "loss"):

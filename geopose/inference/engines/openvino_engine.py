@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 _PACKAGE = "openvino"
 _FILE = "network.xml"
 _SIZES_KEPT = 3  # compiled networks, for views that are turned or zoomed
+# From here on compiling (1 s of a core for b7_unet) is little beside computing: nothing need wait.
+_LARGE_PIXELS = 1 << 21
 _PATIENCE_MS = 200
 _LARGEST_DIFFERENCE = 1e-3  # relative to the largest value of an output, float32
 
@@ -64,7 +66,8 @@ class OpenVinoNetwork(Engine):
 
     With free sizes OpenVINO takes nearly twice the memory and is slower (b7_unet at 2048 px in
     float32: 13.5 GB, 52 s). Only one compiled network has memory for its maps at a time: where
-    another one begins, or another size, it gives that back first.
+    another one begins, or another size, it gives that back first. For large images it goes
+    altogether, and is compiled again at its turn: nine of b7_unet would hold 3 GB of weights.
 
     Args:
         model: in eval mode, on the CPU.
@@ -100,14 +103,20 @@ class OpenVinoNetwork(Engine):
         return finish(heads, image.shape[-2:], self._stride, self._head_stride)
 
     def _take_turn(self, shape: torch.Size) -> None:
-        """Has whoever worked last, or this network at another size, give back its maps' memory."""
+        """Has whoever worked last, or this network at another size, give back its memory."""
         if OpenVinoNetwork._working is not None:
             reference, size = OpenVinoNetwork._working
             last = reference()
-            request = None if last is None else last._requests.get(size)
-            if request is not None and (last is not self or size != shape):
-                request.get_compiled_model().release_memory()
+            if last is not None and (last is not self or size != shape):
+                last._give_back(size)
         OpenVinoNetwork._working = ref(self), shape
+
+    def _give_back(self, shape: torch.Size) -> None:
+        """The memory of maps of a shape; with large ones that of the weights, too."""
+        if shape[0] * shape[2] * shape[3] >= _LARGE_PIXELS:
+            self._requests.pop(shape, None)
+        elif shape in self._requests:
+            self._requests[shape].get_compiled_model().release_memory()
 
     def _for_size(self, shape: torch.Size) -> Any:
         """What computes images of this shape."""
