@@ -20,8 +20,8 @@ from geopose.checkpoints.load import load_model, read_facts
 from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
 from geopose.checkpoints.remote.listed import listed_sources
 from geopose.cli import ArgumentParser, run_command
-from geopose.config_folder import shipped_or_own
 from geopose.errors import InputError, one_line, printable
+from geopose.files.config_folder import shipped_or_own
 
 _LONGEST = 2000  # characters of a line of `info`; what follows is no description any more
 

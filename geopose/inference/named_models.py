@@ -7,8 +7,8 @@ from pathlib import Path
 
 from geopose.checkpoints.remote.download import Patience
 from geopose.checkpoints.remote.fetch import fetch_all, is_url
-from geopose.config_folder import config_folder, shipped_or_own
 from geopose.errors import GeoposeError, InputError
+from geopose.files.config_folder import config_folder, shipped_or_own
 from geopose.inference.config import InferenceConfig, config_of_checkpoint, load_config
 
 logger = logging.getLogger(__name__)

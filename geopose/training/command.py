@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from geopose.cli import EXIT_INPUT, run_command
-from geopose.config_folder import config_folder
 from geopose.errors import InputError, one_line
+from geopose.files.config_folder import config_folder
 from geopose.files.yaml_file import check_yaml_folder
 from geopose.schema.hydra_words import in_words, options_first
 from geopose.schema.old_keys import without_old_arguments

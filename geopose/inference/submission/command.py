@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from geopose import distributed
 from geopose.checkpoints.remote.fetch import fetch_all
 from geopose.cli import ArgumentParser
-from geopose.config_folder import shipped_or_own
 from geopose.data.layout import resolve_data_dir
 from geopose.data.layouts.splits import add_data_options, read_split
 from geopose.errors import InputError
+from geopose.files.config_folder import shipped_or_own
 from geopose.inference.build import load_entry
 from geopose.inference.config import InferenceConfig, load_configs, split_arguments
 from geopose.inference.dry_run import dry_run

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]
 FOLDER = "configs"
 
 
