@@ -18,7 +18,9 @@ from geopose.cli import run_command
 from geopose.data.rgb import write_png
 from geopose.inference.images import command
 from geopose.inference.images.command import predict
+from geopose.inference.images.tiling import Tiling
 from geopose.inference.predict.ensemble import Member
+from geopose.sample_city.writer import write_dataset
 from tests.tiny_run import ROOT, run_script, write_checkpoint
 
 HEIGHT_M, SCALE = 7.25, 0.75
@@ -272,3 +274,23 @@ def test_images_of_one_name_are_refused(tmp_path, model, capsys):
     assert "products of both would be called a_AGL.tif" in last_line(capsys)
     shutil.rmtree(tmp_path / "y")
     assert run(tmp_path / "x", tmp_path / "x/a.tif", *small(model, tmp_path / "out")) == 0
+
+
+def test_tiles_leave_no_seams(tmp_path):
+    """Steps across the borders of tiles are no larger than others, on a scene with the demo."""
+    write_dataset(tmp_path, train=1, test=1, size=400, seed=3)
+    scene = tmp_path / "test/SYB_500000_RGB.j2k"
+    tile, overlap = 96, 24
+    options = ["--gsd", "0.4", "--native-gsd", "--tta", "null", "--products", "agl"]
+    tiles = ["--tile", tile, "--overlap", overlap]
+    assert run(scene, "--model", "demo", "--out", tmp_path / "out", *tiles, *options) == 0
+    (file,) = (tmp_path / "out").glob("*_AGL.tif")
+    with rasterio.open(file) as dataset:
+        agl_m = dataset.read(1)
+    for axis, heights_m in (("columns", agl_m), ("rows", agl_m.T)):
+        spans = getattr(Tiling.of(agl_m.shape, tile, overlap), axis).spans
+        borders = {s.start - 1 for s in spans[1:]} | {s.stop - 1 for s in spans[:-1]}
+        steps = np.abs(np.diff(heights_m, axis=1)).mean(axis=0)
+        beside = {b + d for b in borders for d in range(-8, 9)} - borders
+        assert len(borders) >= 8
+        assert steps[sorted(borders)].mean() < 1.05 * steps[sorted(beside)].mean()
