@@ -89,6 +89,17 @@ def test_a_transform_without_a_crs_is_kept_but_places_nothing(tmp_path: Path) ->
         place.to_lonlat(0.0, 0.0, 0.0)
 
 
+def test_another_planet_is_said_in_one_line() -> None:
+    mars = (
+        'GEOGCS["GCS_MARS",DATUM["D_MARS",SPHEROID["MARS",3396190,169.89]],'
+        'PRIMEM["Reference_Meridian",0],UNIT["degree",0.0174532925199433]]'
+    )
+    with pytest.raises(
+        InputError, match="coordinates of GCS_MARS have no counterpart in EPSG:4326"
+    ):
+        change_crs(mars, WGS84, np.array(1.0), np.array(2.0))
+
+
 def test_coordinates_change_with_any_shape_and_unknown_ones_stay_unknown() -> None:
     lon = np.array([[-81.0, np.nan], [-80.0, -81.5]])
     x, y = change_crs(WGS84, UTM, lon, np.full((2, 2), 30.0))

@@ -167,11 +167,22 @@ def change_crs(source: str, target: str, x: Array, y: Array) -> tuple[Array, Arr
     known = np.isfinite(flat[0]) & np.isfinite(flat[1])
     moved = np.full((2, known.size), np.nan)
     if known.any():
-        moved[:, known] = rasterio.warp.transform(
-            parse_crs(source), parse_crs(target), flat[0][known], flat[1][known]
-        )
+        try:
+            moved[:, known] = rasterio.warp.transform(
+                parse_crs(source), parse_crs(target), flat[0][known], flat[1][known]
+            )
+        except rasterio._err.CPLE_BaseError as error:  # another planet, or a local grid
+            raise InputError(
+                f"coordinates of {_name_of(source)} have no counterpart in {_name_of(target)}; "
+                "give a file in a CRS of the earth"
+            ) from error
     moved[~np.isfinite(moved)] = np.nan
     return moved[0].reshape(shape), moved[1].reshape(shape)
+
+
+def _name_of(crs: str) -> str:
+    """`EPSG:n`, or the name in the first quotes of WKT."""
+    return crs.split('"')[1] if '"' in crs else crs
 
 
 def parse_crs(crs: str) -> Any:
