@@ -1,6 +1,6 @@
-"""How real and synthetic scenes look, by what a pixel shows: ground, roof, facade; lit or in shadow.
+"""How real and synthetic scenes look, by what a pixel shows: ground, roof, facade; lit or not.
 
-    python benchmarks/looks.py --views DIR [--city easy real ...] [--scenes 16] [--dsm FILE ...]
+    python benchmarks/looks.py --views DIR [--presets easy real] [--scenes 16]
 
 Heights and flow say which pixels show ground, roofs and facades, and the sun's direction which of
 them it reaches. For each class: share of the image, luminance (median, deviation; 0..255), colour
@@ -51,7 +51,11 @@ def _unit(angle_rad: float) -> NDArray[np.float64]:
 
 def _at(values: NDArray, x: NDArray, y: NDArray) -> NDArray:
     return cv2.remap(
-        values, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, None,
+        values,
+        x.astype(np.float32),
+        y.astype(np.float32),
+        cv2.INTER_LINEAR,
+        None,
         cv2.BORDER_REPLICATE,
     )
 

@@ -3,8 +3,8 @@
     python benchmarks/real.py --views DIR [DIR ...] --models NAME=FILE [NAME=FILE ...]
         [--csv benchmarks/results/real.csv] [--picture FILE] [--tta d4]
 
-A DIR of `--views` holds `<id>_RGB.tif`, `<id>_AGL.tif` and `<id>_VFLOW.json`, itself or in `train/`,
-and says gsd in `metadata.csv` (else `--gsd`); all its images are one city, named after the folder.
+A DIR of `--views` holds `<id>_RGB.tif`, `<id>_AGL.tif` and `<id>_VFLOW.json`, itself or in
+`train/`, and says gsd in `metadata.csv` (else `--gsd`); its images are one city, named like it.
 Flow is scored twice: with the model's own direction and scale, and with those of the images' RPCs
 where they have any (heights as predicted). R2 is the challenge's: over all pixels of the folder.
 """

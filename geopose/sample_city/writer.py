@@ -289,9 +289,7 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _write_scene(
-    root: Path, split: str, city: str, index: int, spec: SampleSpec
-) -> None:
+def _write_scene(root: Path, split: str, city: str, index: int, spec: SampleSpec) -> None:
     surface = spec.surface(city)
     if surface is None:
         scene = render_scene(city, index, spec.size, spec.seed, spec.preset)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.sample_city.view.march import sample, seen_heights, shadow_heights
+from geopose.sample_city.view.raster import View
 from geopose.sample_city.view.render import Scene, scene_id, shape_of
 from geopose.sample_city.view.sensor import expose
 from geopose.sample_city.view.shade import mottle, openness, pulse, sun_vector
-from geopose.sample_city.view.raster import View
 from geopose.sample_city.world.cities import CITIES, SceneParameters, real_scene
 from geopose.sample_city.world.district import Cover, District
 from geopose.sample_city.world.mesh import Color
@@ -134,9 +134,7 @@ def _mirrored(position: Map, count: int) -> NDArray[np.int64]:
     return np.where(index < count, index, 2 * count - 1 - index)
 
 
-def _pick(
-    rng: np.random.Generator, colors: tuple[Color, ...], count: int, spread: float
-) -> Map:
+def _pick(rng: np.random.Generator, colors: tuple[Color, ...], count: int, spread: float) -> Map:
     """`count` colours of a palette, each changed a little."""
     chosen = np.array(colors, np.float32)[rng.integers(len(colors), size=count)]
     shift = rng.normal(0.0, spread, (count, 1)) + rng.normal(0.0, spread / 3, (count, 3))

@@ -2,8 +2,8 @@
 
 In: heights on the ground's pixel grid: every pixel is a column with a flat top and upright sides.
 Out: per image pixel the exact height of the seen surface (to a thousandth of a pixel of its flow).
-The rays are those of `raster`: pixel p looks along g = p + Z k, and sees the largest Z that a column
-reaches. The sun is a ray of the same kind.
+The rays are those of `raster`: pixel p looks along g = p + Z k, and sees the largest Z that a
+column reaches. The sun is a ray of the same kind.
 """
 
 import math
@@ -35,7 +35,7 @@ def seen_heights(
         shape: (height, width) of the image.
     """
     step = _STEP_PX / max(math.hypot(*k), 1e-6)
-    count = min(int(math.ceil(float(columns.max()) / step)), 20_000)
+    count = math.ceil(float(columns.max()) / step)
     below = np.zeros(shape, np.float32)
     for i in range(count, 0, -1):
         z = np.float32(i * step)

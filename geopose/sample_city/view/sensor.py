@@ -11,6 +11,7 @@ from geopose.sample_city.world.cities import SceneParameters
 from geopose.sample_city.world.look import Look
 
 _HAZE_COLOR = np.array([0.62, 0.70, 0.80], np.float32)
+_AIRLIGHT = np.array([0.84, 1.0, 1.22], np.float32)  # colour of what is left at black
 _SAMPLED = 20_000  # pixels that a stretch's black and white are taken from
 
 Light = NDArray[np.float32]
@@ -53,7 +54,8 @@ def _stretched(rng: np.random.Generator, image: Light, look: Look) -> Light:
     low, high = np.quantile(grey, (black, 1.0 - white))
     low = min(float(low), 0.8 * float(np.quantile(grey, 0.02)))
     shown = np.clip((image - low) / max(float(high) - low, 0.05), 1e-4, 4.0)
-    shown = floor + (1.0 - floor) * cv2.pow(shown, 1.0 / gamma)
+    lift = floor * _AIRLIGHT
+    shown = lift + (1.0 - lift) * cv2.pow(shown, 1.0 / gamma)
     shown = shown * (255.0 * np.array(cast, np.float32))
     if look.sharpening > 0.0:
         shown += look.sharpening * (shown - cv2.GaussianBlur(shown, (0, 0), 1.0))

@@ -25,6 +25,7 @@ _LEAST_ROOF_M2 = 25.0
 _LARGEST_CAR_M2 = 22.0
 _MOST_CELLS = 1 << 26
 _FINE_M = 0.35
+_PIXEL_SCALE = 33550  # GeoTIFF's tag of the cells' sides
 
 Map = NDArray[np.float32]
 
@@ -76,7 +77,8 @@ def read_district(path: Path | str, cell_m: float | None = None) -> District:
     cell = cell_m if cell_m is not None else found_m
     if cell is None or not 0.05 <= cell <= 5.0:
         raise InputError(
-            f"{path}: a cell of {cell} m; give its side in metres (0.05 to 5) with --dsm-cell"
+            f"{path}: its cells are {'of no known size' if cell is None else f'{cell:g} wide'}; "
+            "give their side in metres (0.05 to 5) with --dsm-cell"
         )
     unknown = ~np.isfinite(surface)
     if nodata is not None:
@@ -111,7 +113,7 @@ def _read(path: Path) -> tuple[Map, float | None, float | None]:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
             assert isinstance(page, tifffile.TiffPage)
-            tags = page.geotiff_tags or {}
+            scale = page.tags.valueof(_PIXEL_SCALE)
             if page.imagewidth * page.imagelength > _MOST_CELLS:
                 raise InputError(f"{path}: more than {_MOST_CELLS} cells; cut a part out")
             surface, nodata = page.asarray(), page.nodata if "GDAL_NODATA" in page.tags else None
@@ -119,7 +121,6 @@ def _read(path: Path) -> tuple[Map, float | None, float | None]:
         raise InputError(f"{path}: no TIFF that can be read ({error}); give a DSM") from error
     if surface.ndim != 2 or min(surface.shape) < 16:
         raise InputError(f"{path}: is {surface.shape}; give one band of at least 16 x 16 heights")
-    scale = tags.get("ModelPixelScale")
     return surface.astype(np.float32), float(scale[0]) if scale else None, nodata
 
 
@@ -161,7 +162,8 @@ def _take_apart(
     owner = owners[nearest]
     roof = (cores > 0) | ((distance * cell_m < 2.0) & (agl > _TALL_M) & (agl < tops[owner] + 6.0))
     crown = ((agl > _TALL_M) & ~roof).astype(np.uint8)
-    thin = (crown > 0) & (cv2.morphologyEx(crown, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)) == 0)
+    core = cv2.morphologyEx(crown, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    thin = (crown > 0) & (core == 0)
     roof |= thin & (distance * cell_m < 4.0)
     roofs = np.where(roof, owner, 0).astype(np.int32)
     _, buildings = cv2.connectedComponents(roof.astype(np.uint8), connectivity=8)

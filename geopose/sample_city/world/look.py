@@ -62,11 +62,11 @@ def drawn_look(rng: np.random.Generator) -> Look:
         bounce=float(rng.uniform(0.03, 0.35)),
         steepest=2.6,
         texture=float(rng.uniform(0.7, 2.4)),
-        saturation=float(rng.uniform(0.55, 0.95)),
+        saturation=float(rng.uniform(0.7, 1.0)),
         psf_px=float(rng.uniform(0.4, 0.85)),
         sharpening=float(rng.uniform(0.0, 1.0)),
         colour_blur_px=float(rng.uniform(0.0, 1.8)),
-        windows=float(rng.uniform(0.1, 0.9)),
+        windows=float(rng.uniform(0.2, 1.0)),
         noise=(0.8, 4.0),
         stretch=(black, white, float(rng.uniform(1.6, 2.7)), floor, (red, green, blue_cast)),
     )
