@@ -1,6 +1,7 @@
 """How real and synthetic scenes look, by what a pixel shows: ground, roof, facade; lit or not.
 
-    python benchmarks/looks.py --views DIR [--presets easy real] [--scenes 16]
+    python benchmarks/looks.py --views DIR [--presets easy real] [--scenes 16] [--picture FILE]
+        [--dsm FILE ... --dsm-cell M]
 
 Heights and flow say which pixels show ground, roofs and facades, and the sun's direction which of
 them it reaches. For each class: share of the image, luminance (median, deviation; 0..255), colour
@@ -14,6 +15,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -27,8 +29,10 @@ from geopose.data.heights import read_agl_m  # noqa: E402
 from geopose.data.rgb import read_rgb  # noqa: E402
 from geopose.data.vflow import read_vflow  # noqa: E402
 from geopose.imagery.rectify import rectify  # noqa: E402
+from geopose.sample_city.view.district_view import render_district  # noqa: E402
 from geopose.sample_city.view.render import render_scene  # noqa: E402
 from geopose.sample_city.world.cities import CITIES  # noqa: E402
+from geopose.sample_city.world.district import District, read_district  # noqa: E402
 
 LOW_M, TALL_M = 0.7, 4.0
 SHADOW_BIAS_M = 1.5  # lidar's ragged edges and the rectified map's cracks
@@ -43,6 +47,7 @@ CLASSES = (
     "trees",
 )
 Image = NDArray[np.uint8]
+Seen = tuple[Image, NDArray, NDArray, NDArray]
 
 
 def _unit(angle_rad: float) -> NDArray[np.float64]:
@@ -115,7 +120,7 @@ def classify(
     return result
 
 
-def real_scenes(folder: Path) -> Iterator[tuple[Image, NDArray, NDArray, NDArray]]:
+def real_scenes(folder: Path) -> Iterator[Seen]:
     """(rgb, agl_m, k, sun_k) of every view that `views.csv` describes."""
     for row in csv.DictReader((folder / "views.csv").open()):
         stem = folder / "train" / row["id"]
@@ -126,7 +131,7 @@ def real_scenes(folder: Path) -> Iterator[tuple[Image, NDArray, NDArray, NDArray
         yield read_rgb(f"{stem}_RGB.tif"), agl, scale * _unit(angle), _unit(angle + turn) / rise
 
 
-def measure(scenes: Iterator[tuple[Image, NDArray, NDArray, NDArray]]) -> list[list[str]]:
+def measure(scenes: Iterator[Seen]) -> list[list[str]]:
     """Rows of the table, one a class, and one for all pixels."""
     pixels: dict[str, list[NDArray]] = defaultdict(list)
     for rgb, agl_m, k, sun_k in scenes:
@@ -160,15 +165,34 @@ def measure(scenes: Iterator[tuple[Image, NDArray, NDArray, NDArray]]) -> list[l
     return rows
 
 
-def synthetic_scenes(
-    preset: str, count: int, seed: int
-) -> Iterator[tuple[Image, NDArray, NDArray, NDArray]]:
+def district_scenes(districts: list[District], count: int, seed: int) -> Iterator[Seen]:
+    """The same of scenes of surface models in turn."""
+    for number in range(count):
+        scene = render_district(districts[number % len(districts)], number, 640, seed)
+        camera = scene.parameters
+        yield scene.rgb, scene.agl_m, np.array(camera.k), np.array(camera.sun_k)
+
+
+def synthetic_scenes(preset: str, count: int, seed: int) -> Iterator[Seen]:
     """The same of scenes of a preset, all cities in turn."""
     names = list(CITIES)
     for number in range(count):
         scene = render_scene(names[number % len(names)], number, 640, seed, preset)
         camera = scene.parameters
         yield scene.rgb, scene.agl_m, np.array(camera.k), np.array(camera.sun_k)
+
+
+def draw(path: Path, rows: list[list[Image]]) -> None:
+    """Crops of equal ground size side by side: a row each of real, synthetic and surface models."""
+    side, gap = 300, 6
+    page = np.full((len(rows) * (side + gap), 4 * (side + gap), 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, rgb in enumerate(row[:4]):
+            top, left = ((size - side) // 2 for size in rgb.shape[:2])
+            crop = rgb[top : top + side, left : left + side]
+            y, x = i * (side + gap), j * (side + gap)
+            page[y : y + side, x : x + side] = crop
+    cv2.imwrite(str(path), page[:-gap, :-gap, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 86])
 
 
 def main() -> None:
@@ -178,13 +202,25 @@ def main() -> None:
     parser.add_argument("--presets", nargs="*", default=["easy", "real"])
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dsm", type=Path, nargs="*", default=[], metavar="FILE")
+    parser.add_argument("--dsm-cell", type=float, metavar="M")
+    parser.add_argument("--picture", type=Path, help="draw crops of all, side by side")
     arguments = parser.parse_args()
-    tables = {}
+    sources: dict[str, Iterator[Seen]] = {}
     if arguments.views is not None:
-        tables["real views"] = measure(real_scenes(arguments.views))
+        sources["real views"] = real_scenes(arguments.views)
     for preset in arguments.presets:
         scenes = synthetic_scenes(preset, arguments.scenes, arguments.seed)
-        tables[f"synthetic, {preset}"] = measure(scenes)
+        sources[f"synthetic, {preset}"] = scenes
+    districts = [read_district(path, arguments.dsm_cell) for path in arguments.dsm]
+    if districts:
+        scenes = district_scenes(districts, arguments.scenes, arguments.seed)
+        sources["surface models, invented colours"] = scenes
+    if arguments.picture is not None:
+        rows = [[seen[0] for seen in islice(scenes, 4)] for scenes in sources.values()]
+        draw(arguments.picture, rows)
+        return
+    tables = {name: measure(scenes) for name, scenes in sources.items()}
     for name, rows in tables.items():
         print(f"\n{name}\n")
         print("| pixels | share | luminance 5 50 95 % | R/G B/G | gradient | white, black % |")
