@@ -372,6 +372,7 @@ def test_pictures_are_small_and_show_three_panels(tmp_path, capsys):
         (["--seed", "-3"], "-3"),
         (["--cities", "SYA", "SYA"], "once"),
         (["--preset", "surreal"], "easy, real"),
+        (["--cities"], "no cities"),
     ],
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, capsys, extra, said):

@@ -141,6 +141,8 @@ def write_dataset(
     """
     spec = _checked_spec(train, test, size, seed, workers, cities, preset)
     spec = replace(spec, dsm=_surfaces(dsm, dsm_cell_m, cities))
+    if not spec.city_names:
+        raise InputError("no cities: name at least one, or a surface model with --dsm")
     root = Path(out_dir)
     _check_target(root)
     with locked(root, "OUT_DIR"):

@@ -230,7 +230,7 @@ def _light(scene: SceneParameters, plan: Plan, agl: Map, x: Map, y: Map) -> Map:
     top = sample(plan.height_m, x, y)
     wall = (agl < top - 0.3) & (agl > 0.0)
     cover = sample(plan.cover, x, y)
-    albedo = (np.dstack([sample(plan.color[..., c], x, y) for c in range(3)]) / 255.0) ** 2
+    albedo = (sample(plan.color, x, y) / 255.0) ** 2
     wall &= cover == Cover.ROOF
     normal = _slopes(plan, scene)
     nx, ny = (sample(part, x, y) for part in normal[:2])
@@ -245,7 +245,7 @@ def _light(scene: SceneParameters, plan: Plan, agl: Map, x: Map, y: Map) -> Map:
     facing = np.clip(np.where(wall, upright, flat), 0.0, look.steepest).astype(np.float32)
     out = np.float32(1.2 / max(math.hypot(*scene.k), 1e-6))
     over = shadow_heights(plan.height_m, scene.sun_k, 1.5)
-    front = shadow_heights(plan.height_m, scene.sun_k, 0.0)
+    front = np.maximum(over, plan.height_m)
     before = sample(front, x + out * np.float32(scene.k[0]), y + out * np.float32(scene.k[1]))
     shade = np.where(wall, before, sample(over, x, y))
     light = facing * (shade <= agl + _BIAS_M)

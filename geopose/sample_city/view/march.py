@@ -42,7 +42,7 @@ def seen_heights(
         # All rays of the image pass this height in the same place of their pixels.
         row, column = (origin_px[a] + math.floor(float(z) * k[a] + 0.5) for a in (1, 0))
         part = columns[row : row + shape[0], column : column + shape[1]]
-        np.maximum(below, np.where(part >= z, z, np.float32(0)), out=below)
+        np.maximum(below, (part >= z) * z, out=below)
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     x, y = x + np.float32(origin_px[0]), y + np.float32(origin_px[1])
     return _refine(columns, k, (x, y), below, np.float32(step))
