@@ -267,7 +267,8 @@ def _slopes(plan: Plan, scene: SceneParameters) -> tuple[Map, Map, Map, Map]:
     wide = cv2.GaussianBlur(plan.height_m, (0, 0), max(1.2 / scene.gsd_m, 1.0))
     walls = [-cv2.Sobel(wide, cv2.CV_32F, *order) for order in ((1, 0), (0, 1))]
     length = np.maximum(np.hypot(*walls), 1e-6)
-    return parts[0], parts[1], walls[0] / length, walls[1] / length
+    parts += [np.asarray(wall / length, np.float32) for wall in walls]
+    return parts[0], parts[1], parts[2], parts[3]
 
 
 def _facades(

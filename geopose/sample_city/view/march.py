@@ -17,8 +17,9 @@ _STEP_PX = 0.5  # thinner parts of columns than this may be passed over
 _BISECTIONS = 9
 
 
-def sample(values: NDArray, x: Map, y: Map) -> NDArray:
+def sample(values: NDArray, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray:
     """Values of the columns at ground pixels (x, y); beyond the edge those of the edge."""
+    x, y = x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)
     return cv2.remap(values, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
 
 

@@ -24,11 +24,11 @@ def expose(scene: SceneParameters, linear: Light) -> NDArray[np.uint8]:
     mix = gain @ (look.saturation * np.eye(3) + (1.0 - look.saturation) / 3.0)
     haze = scene.haze * _HAZE_COLOR
     radiance = cv2.transform(linear, np.column_stack([mix, haze]).astype(np.float32))
-    blurred = cv2.GaussianBlur(radiance, (5, 5), look.psf_px)
+    blurred = np.asarray(cv2.GaussianBlur(radiance, (5, 5), look.psf_px), np.float32)
     if look.colour_blur_px > 0.0:
         blurred = _fused(blurred, look.colour_blur_px)
     if look.stretch is None:
-        shown = cv2.sqrt(blurred) * 255.0
+        shown = np.asarray(cv2.sqrt(blurred) * 255.0, np.float32)
     else:
         shown = _stretched(rng, blurred, look)
     noise = rng.standard_normal(shown.shape, np.float32)

@@ -141,16 +141,17 @@ def _take_apart(
 ) -> District:
     side = max(5, round(2.5 / cell_m) | 1)
     flat = (agl > _TALL_M) & (rough < 2 * _ROUGH_M)
-    flat = cv2.morphologyEx(flat.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    plain = cv2.morphologyEx(flat.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     gradient = cv2.morphologyEx(agl, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    _, cores, facts, _ = cv2.connectedComponentsWithStats(
-        ((flat > 0) & (gradient < _STEP_M)).astype(np.uint8), connectivity=4
+    _, labels, facts, _ = cv2.connectedComponentsWithStats(
+        ((plain > 0) & (gradient < _STEP_M)).astype(np.uint8), connectivity=4
     )
     large = facts[:, cv2.CC_STAT_AREA] * cell_m**2 >= _LEAST_ROOF_M2
     large[0] = False
+    labels = np.asarray(labels, np.int32)
     sizes = np.maximum(facts[:, cv2.CC_STAT_AREA], 1)
-    large &= np.bincount(cores.reshape(-1), rough.reshape(-1)) / sizes < _ROUGH_M
-    cores = np.where(large[cores], cores, 0)
+    large &= np.bincount(labels.reshape(-1), rough.reshape(-1)) / sizes < _ROUGH_M
+    cores = np.where(large[labels], labels, 0).astype(np.int32)
     # A roof takes its ragged edge: cells as tall as its nearest core, up to two metres away.
     distance, nearest = cv2.distanceTransformWithLabels(
         (cores == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
