@@ -130,7 +130,12 @@ def add_rows(path: Path, rows: list[dict[str, object]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows([*kept, *rows])
+        writer.writerows(kept)
+        writer.writerows({k: _rounded(v) for k, v in row.items()} for row in rows)
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def _named(text: str) -> tuple[str, Path]:
@@ -154,7 +159,8 @@ def main() -> None:
     for number, folder in enumerate(arguments.views):
         views = read_views(folder, arguments.gsd)
         rows.append({"model": "zero heights", "place": folder.name, "tta": "none"})
-        rows[-1] |= score(views, zero_heights(views))
+        flat = score(views, zero_heights(views))
+        rows[-1] |= flat | dict.fromkeys(("angle_deg", "angle_deg_by_scale"), math.nan)
         for name, file in arguments.models:
             poses = list(predict(file, views, tta))
             rows.append({"model": name, "place": folder.name, "tta": arguments.tta})
