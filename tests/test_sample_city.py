@@ -20,7 +20,7 @@ from geopose.sample_city.__main__ import main
 from geopose.sample_city.view.raster import GROUND_ID, View, rasterize
 from geopose.sample_city.view.render import render_scene
 from geopose.sample_city.view.shade import sun_mask
-from geopose.sample_city.world.cities import CITIES, scene_parameters
+from geopose.sample_city.world.cities import CITIES, PRESETS, scene_parameters
 from geopose.sample_city.world.mesh import (
     MeshBuilder,
     flat_building,
@@ -146,10 +146,11 @@ def cast(mesh, pixels, k, gsd_m):
     return best
 
 
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("city", list(CITIES))
-def test_height_of_a_whole_scene_equals_plain_ray_casting(city):
-    scene = render_scene(city, 4, (150, 170), 1)
-    parameters = scene_parameters(city, 4, 1)
+def test_height_of_a_whole_scene_equals_plain_ray_casting(city, preset):
+    scene = render_scene(city, 4, (150, 170), 1, preset)
+    parameters = scene_parameters(city, 4, 1, preset)
     mesh = build_world(parameters, (170 * scene.gsd_m, 150 * scene.gsd_m)).mesh.build()
     pixels = np.random.default_rng(0).integers(0, (170, 150), (60, 2))
     wanted = cast(mesh, pixels.astype(float), parameters.k, scene.gsd_m)
@@ -272,6 +273,31 @@ def test_no_data_share_and_heights_are_plausible(city):
         assert 0.02 < (scene.agl_m > 2.5).mean() < 0.9
 
 
+def test_in_the_preset_real_the_sun_says_nothing_of_the_lean():
+    scenes = [scene_parameters(city, i, 0, "real") for city in CITIES for i in range(60)]
+    apart = np.array([scene.sun_azimuth_rad - scene.angle_rad for scene in scenes])
+    assert np.hypot(np.cos(apart).mean(), np.sin(apart).mean()) < 0.15
+    spread = {
+        "off_nadir": np.degrees([scene.off_nadir_rad for scene in scenes]),
+        "sun": np.degrees([scene.sun_elevation_rad for scene in scenes]),
+        "gsd": 100 * np.array([scene.gsd_m for scene in scenes]),
+    }
+    for name, low, high in (("off_nadir", 6, 33), ("sun", 28, 72), ("gsd", 30, 70)):
+        assert spread[name].min() < low, name
+        assert spread[name].max() > high, name
+    easy = [scene_parameters("SYA", i, 0) for i in range(60)]
+    assert all(abs(s.sun_azimuth_rad - math.radians(32)) < 0.4 for s in easy)
+
+
+@pytest.mark.parametrize("city", list(CITIES))
+def test_scenes_of_the_preset_real_differ_from_easy_and_repeat(city):
+    first, again = (render_scene(city, 1, 96, 0, "real") for _ in range(2))
+    np.testing.assert_array_equal(first.rgb, again.rgb)
+    easy = render_scene(city, 1, 96, 0)
+    assert (easy.rgb != first.rgb).any()
+    assert easy.angle_rad != first.angle_rad
+
+
 def files_of(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
@@ -345,6 +371,8 @@ def test_pictures_are_small_and_show_three_panels(tmp_path, capsys):
         (["--workers", "0"], "workers 0"),
         (["--seed", "-3"], "-3"),
         (["--cities", "SYA", "SYA"], "once"),
+        (["--preset", "surreal"], "easy, real"),
+        (["--cities"], "no cities"),
     ],
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, capsys, extra, said):

@@ -9,7 +9,8 @@ from geopose.cli import ArgumentParser, run_command
 from geopose.errors import InputError
 from geopose.files.writable import check_folder_target
 from geopose.sample_city.view.picture import write_picture
-from geopose.sample_city.world.cities import CITIES
+from geopose.sample_city.world.cities import CITIES, EASY
+from geopose.sample_city.world.district import district_name
 from geopose.sample_city.writer import write_dataset
 
 
@@ -25,7 +26,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=512, help="side in pixels (512)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (0)")
     parser.add_argument("--workers", type=int, default=1, help="processes (1)")
-    parser.add_argument("--cities", nargs="+", default=list(CITIES), help=" ".join(CITIES))
+    parser.add_argument("--cities", nargs="*", default=list(CITIES), help=" ".join(CITIES))
+    parser.add_argument(
+        "--preset",
+        default=EASY,
+        help="easy: one look a city, sun behind the sensor (default); real: as varied as the world",
+    )
+    parser.add_argument(
+        "--dsm",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="surface models (GeoTIFF, metres): one more city each, real heights, invented colours",
+    )
+    parser.add_argument(
+        "--dsm-cell", type=float, metavar="M", help="side of their cells, if the files do not say"
+    )
     parser.add_argument(
         "--picture", type=Path, metavar="DIR", help="also write DIR/sample_city_<CITY>.jpg"
     )
@@ -54,12 +71,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _write_data_set(args: argparse.Namespace) -> None:
     done = write_dataset(
-        args.out, args.train, args.test, args.size, args.seed, args.workers, args.cities
+        args.out,
+        args.train,
+        args.test,
+        args.size,
+        args.seed,
+        args.workers,
+        args.cities,
+        args.preset,
+        args.dsm,
+        args.dsm_cell,
     )
-    total = (args.train + args.test) * len(args.cities)
+    names = [*args.cities, *(district_name(path) for path in args.dsm)]
+    total = (args.train + args.test) * len(names)
     sys.stdout.write(
         f"synthetic data set in {args.out}: {args.train} training and {args.test} test scenes of "
-        f"{args.size} px per city, cities {' '.join(args.cities)} "
+        f"{args.size} px per city, cities {' '.join(names)} "
         f"({done} of {total} rendered now)\n"
     )
 

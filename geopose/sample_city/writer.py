@@ -12,7 +12,9 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 import cv2
@@ -27,8 +29,10 @@ from geopose.files.atomic import atomic_path, partial_files
 from geopose.files.lock import NAME as LOCK
 from geopose.files.lock import locked
 from geopose.files.writable import check_folder_target
+from geopose.sample_city.view.district_view import district_parameters, render_district
 from geopose.sample_city.view.render import render_scene, scene_id, shape_of
-from geopose.sample_city.world.cities import CITIES, scene_parameters
+from geopose.sample_city.world.cities import CITIES, EASY, scene_parameters
+from geopose.sample_city.world.district import read_district
 from geopose.system.progress import progress_bar
 
 MARKER = "sample_city.json"
@@ -37,6 +41,16 @@ _FOLDERS = ("train", "test", TRUTH_DIR)
 FIRST_TEST_INDEX = 500_000  # test scenes never coincide with training scenes of any count
 _VERSION = 1  # raise when the same arguments would give other bytes
 _J2K_RATIO = 8
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A surface model whose scenes make one more city; the sum tells its content apart."""
+
+    path: str
+    cell_m: float | None
+    name: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -51,11 +65,35 @@ class SampleSpec:
     size: tuple[int, int]
     seed: int
     cities: tuple[str, ...]
+    preset: str = EASY
+    dsm: tuple[Surface, ...] = ()
 
     def marker(self) -> dict[str, object]:
         """Content of the marker file."""
         content = {"synthetic": True, "made_by": "geopose.data.sample_city", "version": _VERSION}
-        return json.loads(json.dumps(content | asdict(self)))
+        facts = asdict(self)
+        if self.preset == EASY:
+            del facts["preset"]  # as before there were presets: such data sets are not made anew
+        for surface in facts["dsm"]:
+            del surface["path"]  # the same file elsewhere gives the same scenes
+        if not self.dsm:
+            del facts["dsm"]
+        return json.loads(json.dumps(content | facts))
+
+    @property
+    def city_names(self) -> tuple[str, ...]:
+        """The synthetic cities, then those of surface models."""
+        return (*self.cities, *(surface.name for surface in self.dsm))
+
+    def surface(self, city: str) -> Surface | None:
+        """The surface model of a city; None if it is synthetic."""
+        return next((surface for surface in self.dsm if surface.name == city), None)
+
+    def gsd_m(self, city: str, index: int) -> float:
+        """Metres per pixel of a scene."""
+        if self.surface(city) is not None:
+            return district_parameters(city, index, self.seed).gsd_m
+        return scene_parameters(city, index, self.seed, self.preset).gsd_m
 
     def scenes(self) -> list[tuple[str, str, int]]:
         """(split, city, index) of every scene, in the order of the CSV files."""
@@ -63,7 +101,7 @@ class SampleSpec:
         return [
             (split, city, first + i)
             for split, first, count in splits
-            for city in self.cities
+            for city in self.city_names
             for i in range(count)
         ]
 
@@ -76,6 +114,9 @@ def write_dataset(
     seed: int = 0,
     workers: int = 1,
     cities: Sequence[str] = tuple(CITIES),
+    preset: str = EASY,
+    dsm: Sequence[Path | str] = (),
+    dsm_cell_m: float | None = None,
 ) -> int:
     """Writes, or completes, a synthetic data set.
 
@@ -87,6 +128,9 @@ def write_dataset(
         seed: another seed gives other scenes.
         workers: processes; the files do not depend on it.
         cities: which synthetic cities.
+        preset: as in `render_scene`.
+        dsm: surface models, each the geometry of one more city (as in `read_district`).
+        dsm_cell_m: side of their cells in metres; None = as the files say.
 
     Returns:
         Number of scenes rendered now (scenes already complete are kept).
@@ -95,7 +139,10 @@ def write_dataset(
         InputError: bad arguments, or a directory that holds something else. Nothing is written.
         RunError: a file cannot be written.
     """
-    spec = _checked_spec(train, test, size, seed, workers, cities)
+    spec = _checked_spec(train, test, size, seed, workers, cities, preset)
+    spec = replace(spec, dsm=_surfaces(dsm, dsm_cell_m, cities))
+    if not spec.city_names:
+        raise InputError("no cities: name at least one, or a surface model with --dsm")
     root = Path(out_dir)
     _check_target(root)
     with locked(root, "OUT_DIR"):
@@ -110,7 +157,7 @@ def _write_all(root: Path, spec: SampleSpec, workers: int) -> int:
             for stale in partial_files(root / folder, suffix):
                 stale.unlink(missing_ok=True)
     jobs = [
-        (root, split, city, index, spec.size, spec.seed)
+        (root, split, city, index, spec)
         for split, city, index in spec.scenes()
         if not all(path.exists() for path in _scene_files(root, split, city, index))
     ]
@@ -129,6 +176,7 @@ def _checked_spec(
     seed: int,
     workers: int,
     cities: Sequence[str],
+    preset: str,
 ) -> SampleSpec:
     if train < 0 or test < 0 or train + test == 0:
         raise InputError(f"train {train} and test {test}: need 0 or more, together at least 1")
@@ -136,11 +184,30 @@ def _checked_spec(
         raise InputError(f"train {train}, test {test}: at most {FIRST_TEST_INDEX} per city")
     if workers < 1:
         raise InputError(f"workers {workers}: use 1 or more")
-    if not cities or len(set(cities)) != len(cities):
+    if len(set(cities)) != len(cities):
         raise InputError(f"cities '{' '.join(cities)}': name each wanted city once")
     for city in cities:
-        scene_parameters(city, 0, seed)
-    return SampleSpec(train, test, shape_of(size), seed, tuple(cities))
+        scene_parameters(city, 0, seed, preset)
+    return SampleSpec(train, test, shape_of(size), seed, tuple(cities), preset)
+
+
+def _surfaces(
+    paths: Sequence[Path | str], cell_m: float | None, cities: Sequence[str]
+) -> tuple[Surface, ...]:
+    """What is known of the surface models; each is read once, so that a bad one is found now."""
+    found = []
+    for path in paths:
+        district = _district(str(path), cell_m)
+        digest = sha256(Path(path).read_bytes()).hexdigest()
+        found.append(Surface(str(path), cell_m, district.name, digest))
+    names = [*cities, *(surface.name for surface in found)]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"--dsm: two cities would be called {name}; rename a file")
+    return tuple(found)
+
+
+_district = lru_cache(maxsize=4)(read_district)
 
 
 def _check_target(root: Path) -> None:
@@ -224,10 +291,13 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _write_scene(
-    root: Path, split: str, city: str, index: int, size: tuple[int, int], seed: int
-) -> None:
-    scene = render_scene(city, index, size, seed)
+def _write_scene(root: Path, split: str, city: str, index: int, spec: SampleSpec) -> None:
+    surface = spec.surface(city)
+    if surface is None:
+        scene = render_scene(city, index, spec.size, spec.seed, spec.preset)
+    else:
+        district = _district(surface.path, surface.cell_m)
+        scene = render_district(district, index, spec.size, spec.seed)
     rgb, agl, vflow = _scene_files(root, split, city, index)
     write_vflow(vflow, scene.scale_px_per_m, scene.angle_rad)
     write_agl_cm(agl, np.where(scene.nodata, np.nan, scene.agl_m), allow_nodata=True)
@@ -239,7 +309,7 @@ def _write_tables(root: Path, spec: SampleSpec) -> None:
     metadata, train, test = [("id", "city", "gsd")], [("id", "agl", "json", "rgb")], [("id", "rgb")]
     for split, city, index in spec.scenes():
         name, (rgb, agl, vflow) = scene_id(city, index), _scene_files(root, split, city, index)
-        gsd_m = scene_parameters(city, index, spec.seed).gsd_m
+        gsd_m = spec.gsd_m(city, index)
         metadata.append((name, city, f"{gsd_m:.4f}"))
         if split == "train":
             train.append((name, agl.name, vflow.name, rgb.name))

@@ -109,7 +109,10 @@ def test_every_model_trains_with_every_loss_that_its_outputs_allow(model: str) -
     batch = {key.replace("OUTPUT", "TARGET"): torch.rand(shape) for key, shape in shapes.items()}
     for loss in (option for group, option in OPTIONS if group == "loss"):
         criterion = build_loss(plain(composed(f"loss={loss}"))["loss"])
-        if loss == "huber_cos_flow" and "Flow" not in node["orientation_head"]["_target_"]:
+        if (
+            loss in ("huber_cos_flow", "flow_first")
+            and "Flow" not in node["orientation_head"]["_target_"]
+        ):
             with pytest.raises(InputError, match="OUTPUT_FLOW_MASK"):
                 criterion.check(output, batch)
             continue

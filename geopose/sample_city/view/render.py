@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from geopose.errors import InputError
 from geopose.sample_city.view.ground import paint_ground
 from geopose.sample_city.view.raster import View, rasterize
+from geopose.sample_city.view.sensor import expose
 from geopose.sample_city.view.shade import shade
-from geopose.sample_city.world.cities import SceneParameters, scene_parameters
+from geopose.sample_city.world.cities import EASY, SceneParameters, scene_parameters
 from geopose.sample_city.world.plan import build_world
 
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 8192
-_HAZE_COLOR = np.array([0.62, 0.70, 0.80], np.float32)
-_PSF_SIGMA_PX = 0.62
-_SATURATION = 0.8  # bands of real sensors overlap
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ def shape_of(size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def render_scene(city: str, index: int, size: int | tuple[int, int], seed: int) -> Scene:
+def render_scene(
+    city: str, index: int, size: int | tuple[int, int], seed: int, preset: str = EASY
+) -> Scene:
     """Renders scene `index` of a synthetic city; the same arguments give the same arrays.
 
     Args:
@@ -78,12 +78,13 @@ def render_scene(city: str, index: int, size: int | tuple[int, int], seed: int) 
         index: scene number within the city, 0 or more; each draws its own camera, sun and streets.
         size: pixels, one number or (height, width).
         seed: 0 or more; another seed gives another set of scenes.
+        preset: one of `cities.PRESETS`.
 
     Raises:
-        InputError: unknown city, negative index or seed, size out of range.
+        InputError: unknown city or preset, negative index or seed, size out of range.
     """
     shape = shape_of(size)
-    scene = scene_parameters(city, index, seed)
+    scene = scene_parameters(city, index, seed, preset)
     world = build_world(scene, (shape[1] * scene.gsd_m, shape[0] * scene.gsd_m))
     mesh = world.mesh.build()
     view = View(scene.k, scene.gsd_m, (0, 0), shape)
@@ -93,7 +94,7 @@ def render_scene(city: str, index: int, size: int | tuple[int, int], seed: int) 
     return Scene(
         image_id=scene_id(city, index),
         city=city,
-        rgb=_expose(scene, radiance),
+        rgb=expose(scene, radiance),
         agl_m=seen.z_m,
         nodata=_nodata(scene.rng, (ground[1] > 0) & (seen.z_m == 0)),
         scale_px_per_m=scene.scale_px_per_m,
@@ -101,19 +102,6 @@ def render_scene(city: str, index: int, size: int | tuple[int, int], seed: int) 
         gsd_m=scene.gsd_m,
         parameters=scene,
     )
-
-
-def _expose(scene: SceneParameters, linear: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Tint, haze, optics, tone, noise and quantisation."""
-    rng = scene.rng
-    gain = rng.uniform(0.94, 1.1) * np.diag(scene.style.tint)
-    mix = gain @ (_SATURATION * np.eye(3) + (1.0 - _SATURATION) / 3.0)
-    haze = scene.haze * _HAZE_COLOR
-    radiance = cv2.transform(linear, np.column_stack([mix, haze]).astype(np.float32))
-    blurred = cv2.GaussianBlur(radiance, (5, 5), _PSF_SIGMA_PX)
-    shown = cv2.sqrt(blurred) * 255.0
-    shown += rng.standard_normal(shown.shape, np.float32) * np.float32(rng.uniform(1.2, 2.4))
-    return np.clip(shown + 0.5, 0, 255).astype(np.uint8)
 
 
 def _nodata(rng: np.random.Generator, water: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -15,8 +15,6 @@ from geopose.sample_city.world.cities import SceneParameters
 from geopose.sample_city.world.mesh import Kind, Mesh
 
 _SHADOW_BIAS_M = 0.4  # about one pixel of the steepest lit surface
-_SKY = np.array([0.28, 0.32, 0.385], np.float32)
-_SUN = np.array([0.80, 0.76, 0.68], np.float32)
 _LINEAR = ((np.arange(256) / 255.0) ** 2).astype(np.float32)  # display value -> linear
 _AMBIENT_REACH_M = 14.0
 
@@ -54,23 +52,28 @@ def shade(
         x_px=(column + z * np.float32(view.k[0])).astype(np.float32),
         y_px=(row + z * np.float32(view.k[1])).astype(np.float32),
     )
-    noise = _noise(scene.rng, view)
+    look = scene.look
+    noise = mottle(scene.rng, view) * np.float32(look.texture)
     image = _ground_albedo(ground, noise)
-    solids = _solid_albedo(mesh, view, surface, noise)
+    solids = _solid_albedo(mesh, view, surface, noise, look.windows)
     lit = sun_mask(scene, mesh, view, seen)
-    facing, sky = _facing(scene, mesh, view, surface)
+    facing, sky, side = _facing(scene, mesh, view, surface)
     light = np.ones((height, width), np.float32)
     light.reshape(-1)[pixel] = facing
     light *= lit
-    ambient = _openness(seen.z_m, view)
+    ambient = openness(seen.z_m, view)
     ambient.reshape(-1)[pixel] *= sky
+    if look.bounce > 0.0:
+        # As if of the sun's colour: what is lit around is grey on the whole.
+        light.reshape(-1)[pixel] += np.float32(look.bounce) * side
     image.reshape(-1, 3)[pixel] = solids
+    sun, sky_light = (np.array(color, np.float32) for color in (look.sun, look.sky))
     for channel in range(3):
-        image[..., channel] *= light * _SUN[channel] + ambient * _SKY[channel]
+        image[..., channel] *= light * sun[channel] + ambient * sky_light[channel]
     return image
 
 
-def _noise(rng: np.random.Generator, view: View) -> NDArray[np.float32]:
+def mottle(rng: np.random.Generator, view: View) -> NDArray[np.float32]:
     """Mottle of unit variance: fine grain, patches of metres and of tens of metres."""
     height, width = view.shape
     total = rng.standard_normal((height, width), np.float32) * 0.6
@@ -96,7 +99,7 @@ def _ground_albedo(
 
 
 def _solid_albedo(
-    mesh: Mesh, view: View, surface: Surface, noise: NDArray[np.float32]
+    mesh: Mesh, view: View, surface: Surface, noise: NDArray[np.float32], windows: float
 ) -> NDArray[np.float32]:
     """Colour of every solid pixel (P, 3), linear."""
     table = np.concatenate([mesh.color, mesh.ellipsoid_color]) / 255.0
@@ -113,12 +116,17 @@ def _solid_albedo(
     is_wall[: mesh.face_count] = mesh.kind == Kind.WALL
     wall = np.flatnonzero(is_wall[surface.ids])
     if len(wall):
-        _windows(mesh, view, surface, wall, color)
+        _windows(mesh, view, surface, wall, color, windows)
     return color
 
 
 def _windows(
-    mesh: Mesh, view: View, surface: Surface, wall: NDArray[np.int64], color: NDArray[np.float32]
+    mesh: Mesh,
+    view: View,
+    surface: Surface,
+    wall: NDArray[np.int64],
+    color: NDArray[np.float32],
+    contrast: float,
 ) -> None:
     """Blends windows into the wall pixels of `color`, filtered to the pixel's footprint."""
     used, face = np.unique(surface.ids[wall], return_inverse=True)
@@ -142,16 +150,17 @@ def _windows(
     z = surface.z_m[wall]
     u = (x * table(along[:, 0]) + y * table(along[:, 1])) / table(bay)
     v = z / table(floor)
-    share = _pulse(u, table(style[:, 5]), table(np.hypot(grad_u[:, 0], grad_u[:, 1]) / bay))
-    share *= _pulse(v, table(style[:, 6]), table(np.hypot(grad_z[:, 0], grad_z[:, 1]) / floor))
+    share = pulse(u, table(style[:, 5]), table(np.hypot(grad_u[:, 0], grad_u[:, 1]) / bay))
+    share *= pulse(v, table(style[:, 6]), table(np.hypot(grad_z[:, 0], grad_z[:, 1]) / floor))
     share[z > table(top) - 0.7] = 0.0
     pane = (u.astype(np.int64) * 7919 + v.astype(np.int64) * 104729 + face * 1299709) % 251
     glass = (style[:, :3] / 255.0) ** 2
     glass_px = glass.astype(np.float32)[face] * (0.55 + pane / 251.0)[:, None].astype(np.float32)
+    share *= np.float32(contrast)
     color[wall] += share[:, None] * (glass_px - color[wall])
 
 
-def _pulse(
+def pulse(
     x: NDArray[np.floating], duty: NDArray[np.floating], footprint: NDArray[np.floating]
 ) -> NDArray[np.floating]:
     """Mean over a footprint of a wave of period 1 that is 1 in the middle `duty` of each period."""
@@ -171,7 +180,7 @@ def _slope(verts: NDArray[np.float64], view: View) -> NDArray[np.float64]:
     return -normal[:, :2] / np.maximum(normal[:, 2:], 1e-9)
 
 
-def _sun_vector(scene: SceneParameters) -> NDArray[np.float64]:
+def sun_vector(scene: SceneParameters) -> NDArray[np.float64]:
     """Unit vector towards the sun (X, Y, Z)."""
     level = math.cos(scene.sun_elevation_rad)
     azimuth = scene.sun_azimuth_rad
@@ -200,16 +209,18 @@ def sun_mask(scene: SceneParameters, mesh: Mesh, view: View, seen: Buffers) -> N
 
 def _facing(
     scene: SceneParameters, mesh: Mesh, view: View, surface: Surface
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Sunlight relative to level ground, and share of the sky, of every solid pixel."""
-    sun = _sun_vector(scene)
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Sunlight relative to level ground, share of the sky, and of the ground, of solid pixels."""
+    sun = sun_vector(scene)
     normal = newell(mesh.verts)
     # Newell normals of rings with positive area point up on roofs and outwards on walls
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     sunlit = np.zeros(mesh.face_count + len(mesh.ellipsoids), np.float32)
-    sunlit[: mesh.face_count] = np.clip(normal @ sun / sun[2], 0.0, 1.35)
+    sunlit[: mesh.face_count] = np.clip(normal @ sun / sun[2], 0.0, scene.look.steepest)
     sky = np.full(len(sunlit), 0.8, np.float32)
     sky[: mesh.face_count] = 0.55 + 0.45 * np.clip(normal[:, 2], 0.0, 1.0)
+    side = np.full(len(sunlit), 0.4, np.float32)
+    side[: mesh.face_count] = np.clip(1.0 - normal[:, 2], 0.0, 1.0)
     light = sunlit[surface.ids]
     crown = np.flatnonzero(surface.ids >= mesh.face_count)
     number = surface.ids[crown] - mesh.face_count
@@ -220,10 +231,10 @@ def _facing(
     length = np.sqrt(nx * nx + ny * ny + nz * nz)
     toward = (nx * sun[0] + ny * sun[1] + nz * sun[2]) / (length * sun[2])
     light[crown] = np.clip(0.25 + 0.75 * toward, 0.0, 1.25)
-    return light, sky[surface.ids]
+    return light, sky[surface.ids], side[surface.ids]
 
 
-def _openness(z_m: NDArray[np.float32], view: View) -> NDArray[np.float32]:
+def openness(z_m: NDArray[np.float32], view: View) -> NDArray[np.float32]:
     """Share of the sky that is not hidden by higher surroundings (cheap estimate, 0.5..1)."""
     size = max(int(_AMBIENT_REACH_M / view.gsd_m) | 1, 3)
     above = cv2.blur(z_m, (size, size)) - z_m

@@ -78,7 +78,11 @@ def roof_equipment(site: Site, rect: Rect, z: float, density: float = 1.0) -> No
     s0, t0, s1, t1 = shrink(rect, 2.0)
     if s1 - s0 < 3 or t1 - t0 < 3:
         return
-    if (s1 - s0) * (t1 - t0) > 180 and rng.random() < 0.6:
+    if site.style.clutter > 0.0:
+        _roof_patches(site, (s0, t0, s1, t1), z)
+        density *= site.style.clutter * rng.uniform(0.2, 1.6)
+    roomy = min(s1 - s0, t1 - t0) > 4.0
+    if (s1 - s0) * (t1 - t0) > 180 and rng.random() < 0.6 and roomy:
         size = rng.uniform(3.5, 7.0), rng.uniform(3.0, 5.0)
         s, t = rng.uniform(s0 + 2, s1 - 2), rng.uniform(t0 + 2, t1 - 2)
         ring = site.centred_ring(s, t, size, 0.0)
@@ -90,6 +94,23 @@ def roof_equipment(site: Site, rect: Rect, z: float, density: float = 1.0) -> No
         size = rng.uniform(1.2, 3.6), rng.uniform(1.2, 2.6)
         ring = site.centred_ring(rng.uniform(s0, s1), rng.uniform(t0, t1), size, 0.0)
         prism(site.world.mesh, ring, z, z + rng.uniform(0.7, 2.0), site.vary(STEEL, 16.0))
+
+
+def _roof_patches(site: Site, rect: Rect, z: float) -> None:
+    """Repaired and stained parts of a roof, and ducts and pipes along its sides."""
+    rng, mesh = site.rng, site.world.mesh
+    s0, t0, s1, t1 = rect
+    for number in range(int(rng.poisson(1.5 + 2.0 * site.style.clutter))):
+        size = rng.uniform(0.1, 0.6) * (s1 - s0), rng.uniform(0.1, 0.6) * (t1 - t0)
+        s, t = rng.uniform(s0, s1 - size[0]), rng.uniform(t0, t1 - size[1])
+        ring = site.ring((s, t, s + size[0], t + size[1]))
+        cap(mesh, ring, z + 0.01 * (number + 1), site.pick(site.style.flat_roofs), Kind.FLAT_ROOF)
+    for _ in range(int(rng.poisson(1.5 * site.style.clutter))):
+        along, length = rng.random() < 0.5, rng.uniform(0.2, 0.8)
+        wide, high = rng.uniform(0.4, 1.6), rng.uniform(0.3, 1.5)
+        size = (length * (s1 - s0), wide) if along else (wide, length * (t1 - t0))
+        ring = site.centred_ring(rng.uniform(s0, s1), rng.uniform(t0, t1), size, 0.0)
+        prism(mesh, ring, z, z + high, site.vary(STEEL, 30.0))
 
 
 def _skylights(site: Site, rect: Rect, z: float) -> None:
@@ -246,6 +267,36 @@ def tower(site: Site, rect: Rect, height: float) -> None:
     flat_building(mesh, ring, base - 0.8, height, wall, roof, facade, 1.0)
     top = regular_ring(*centre, side * 0.18, corners, turn)
     prism(mesh, top, height - 1.0, height + 3.5, STEEL)
+
+
+def complex_of_wings(site: Site, rect: Rect) -> None:
+    """Hospital or campus: wings of several heights that meet and cross, some at an angle."""
+    rng, mesh = site.rng, site.world.mesh
+    s0, t0, s1, t1 = rect
+    wall, roof = site.pick(site.style.walls), site.pick(site.style.flat_roofs)
+    facade = office_facade(site) if rng.random() < 0.6 else home_facade(site)
+    low = rng.uniform(4.0, 9.0)
+    top = low + rng.uniform(3.0, 14.0)
+    if rng.random() < 0.5:
+        top = max(top, rng.uniform(0.3, 0.9) * site.style.tower_m[1])
+    centre = rng.uniform(s0, s1), rng.uniform(t0, t1)
+    for number in range(int(rng.integers(3, 10))):
+        size = rng.uniform(0.12, 0.6) * (s1 - s0), rng.uniform(0.12, 0.6) * (t1 - t0)
+        s = rng.uniform(s0 + size[0] / 2, s1 - size[0] / 2)
+        t = rng.uniform(t0 + size[1] / 2, t1 - size[1] / 2)
+        pull = rng.uniform(0.0, 0.6)
+        s, t = s + pull * (centre[0] - s) * 0.5, t + pull * (centre[1] - t) * 0.5
+        height = low + (top - low) * rng.beta(0.8, 1.6) + 0.02 * number
+        turned = rng.random() < 0.15
+        side = min(size)
+        ring = site.centred_ring(s, t, (side, side) if turned else size, math.pi / 4 * turned)
+        if rng.random() < 0.3:
+            wall, roof = site.pick(site.style.walls), site.pick(site.style.flat_roofs)
+        flat_building(mesh, ring, 0.0, height, wall, roof, facade, rng.uniform(0.0, 1.0))
+        part = (s - size[0] / 2, t - size[1] / 2, s + size[0] / 2, t + size[1] / 2)
+        if not turned:
+            roof_equipment(site, part, height)
+        site.take(part)
 
 
 def church(site: Site, rect: Rect) -> None:

@@ -5,12 +5,13 @@ real place; SYA..SYD read "synthetic A..D".
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from geopose.errors import InputError
 from geopose.geometry import wrap_angle
+from geopose.sample_city.world.look import Look, drawn_look
 from geopose.sample_city.world.mesh import Color
 
 Range = tuple[float, float]
@@ -49,6 +50,8 @@ class CityStyle:
     crown: Color
     tint: Color
     haze: Range
+    clutter: float = 0.0  # how much lies on roofs and ground beyond the bare necessities
+    clumps: float = 0.0  # share of the trees that stand in groups
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class SceneParameters:
     sun_elevation_rad: float
     sun_azimuth_rad: float
     haze: float
+    look: Look
     rng: np.random.Generator = field(repr=False)
 
     @property
@@ -192,22 +196,41 @@ OLD_TOWN = CityStyle(
     haze=(0.02, 0.06),
 )
 
+ALL_BLOCKS = tuple(
+    dict.fromkeys(name for s in (SUBURB, DOWNTOWN, DRYLAND, OLD_TOWN) for name in s.blocks)
+)
 CITIES: dict[str, CityStyle] = {s.name: s for s in (SUBURB, DOWNTOWN, DRYLAND, OLD_TOWN)}
 
 
-def scene_parameters(city: str, index: int, seed: int) -> SceneParameters:
+EASY, REAL = "easy", "real"
+PRESETS = (EASY, REAL)
+
+
+def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> SceneParameters:
     """Draws camera and sun of scene `index` of a city; the same arguments give the same scene.
 
+    Args:
+        city: one of CITIES.
+        index: 0 or more.
+        seed: 0 or more.
+        preset: `easy`: one camera, light and look a city, the sun behind the sensor. `real`:
+            everything drawn anew for every scene, the sun anywhere.
+
     Raises:
-        InputError: unknown city, or a negative index or seed.
+        InputError: unknown city or preset, or a negative index or seed.
     """
     if city not in CITIES:
         raise InputError(f"unknown synthetic city '{city}': choose from {', '.join(CITIES)}")
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset '{preset}': choose from {', '.join(PRESETS)}")
     if index < 0 or seed < 0:
         raise InputError(f"scene index {index} and seed {seed} must not be negative")
     style = CITIES[city]
-    stream = np.random.SeedSequence([seed, int.from_bytes(city.encode()), index])
+    name = city if preset == EASY else f"{city} {preset}"
+    stream = np.random.SeedSequence([seed, int.from_bytes(name.encode()), index])
     rng = np.random.default_rng(stream)
+    if preset == REAL:
+        return real_scene(style, rng)
     azimuth = style.azimuths_deg[int(rng.integers(len(style.azimuths_deg)))]
     return SceneParameters(
         style=style,
@@ -217,5 +240,62 @@ def scene_parameters(city: str, index: int, seed: int) -> SceneParameters:
         sun_elevation_rad=math.radians(rng.uniform(*style.sun_elevation_deg)),
         sun_azimuth_rad=math.radians(rng.uniform(*style.sun_azimuth_deg)),
         haze=float(rng.uniform(*style.haze)),
+        look=Look(),
         rng=rng,
+    )
+
+
+def real_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
+    """A scene of the preset `real`: any camera and sun, the style's plan in colours of its own."""
+    off_nadir = math.degrees(math.asin(rng.uniform(0.05, math.sin(math.radians(36.0)))))
+    return SceneParameters(
+        style=_recoloured(style, rng),
+        gsd_m=round(float(np.exp(rng.uniform(math.log(0.27), math.log(0.75)))), 4),
+        off_nadir_rad=math.radians(off_nadir),
+        angle_rad=float(rng.uniform(0.0, 2 * math.pi)),
+        sun_elevation_rad=math.radians(rng.uniform(24.0, 76.0)),
+        sun_azimuth_rad=float(rng.uniform(0.0, 2 * math.pi)),
+        haze=float(rng.uniform(0.0, 0.09)),
+        look=drawn_look(rng),
+        rng=rng,
+    )
+
+
+def _greys(rng: np.random.Generator, low: float, high: float, count: int) -> tuple[Color, ...]:
+    """Colours of any brightness in a range, most of them slightly warm, some strongly."""
+    colors: list[Color] = []
+    for _ in range(count):
+        value, warm = float(rng.uniform(low, high)), float(rng.normal(0.02, 0.025))
+        if rng.random() < 0.18:
+            warm = float(rng.uniform(0.05, 0.25))
+        shade = float(rng.normal(0.0, 0.01))
+        red, blue = value * (1 + warm), value * (1 - warm)
+        colors.append((min(red, 252.0), value * (1 + shade), min(blue, 252.0)))
+    return tuple(colors)
+
+
+def _recoloured(style: CityStyle, rng: np.random.Generator) -> CityStyle:
+    """The style with palettes, clutter and a mix of blocks of this scene alone."""
+    green, dry = float(rng.uniform(70, 135)), float(rng.uniform(0.75, 1.15))
+    leaf, leaf_red = float(rng.uniform(58, 115)), float(rng.uniform(0.65, 0.95))
+    blocks = dict.fromkeys(ALL_BLOCKS, 0.25) | style.blocks
+    blocks |= {"campus": float(rng.uniform(1.0, 6.0))}
+    asphalt = float(rng.uniform(76, 165))
+    low, high = style.tower_m
+    return replace(
+        style,
+        blocks={name: weight * float(rng.uniform(0.2, 1.8)) for name, weight in blocks.items()},
+        tower_m=(low * 0.8, high * float(rng.uniform(0.7, 1.1))),
+        street_m=(style.street_m[0], style.street_m[1] * float(rng.uniform(0.9, 1.3))),
+        tree_density=float(rng.uniform(0.2, 2.2)),
+        walls=(*_greys(rng, 70, 250, 4), *_greys(rng, 190, 250, 2)),
+        flat_roofs=(*_greys(rng, 50, 250, 4), *_greys(rng, 205, 252, 2)),
+        pitched_roofs=_greys(rng, 60, 190, 5),
+        asphalt=_greys(rng, asphalt, asphalt + 1, 1)[0],
+        pavement=_greys(rng, 130, 225, 1)[0],
+        grass=(green * dry, green, green * float(rng.uniform(0.55, 0.8))),
+        soil=_greys(rng, 110, 200, 1)[0],
+        crown=(leaf * leaf_red, leaf, leaf * float(rng.uniform(0.5, 0.95))),
+        clutter=float(rng.uniform(0.3, 2.0)),
+        clumps=float(rng.uniform(0.0, 0.8)),
     )

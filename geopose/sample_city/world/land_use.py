@@ -10,6 +10,7 @@ import numpy as np
 from geopose.sample_city.world.buildings import (
     angled_slab,
     church,
+    complex_of_wings,
     hall,
     home_facade,
     house,
@@ -38,9 +39,24 @@ def fill_block(site: Site) -> None:
     site.fill(site.rect, site.vary((186, 184, 178), 4.0))
     site.fill(shrink(site.rect, 0.5), site.vary(style.pavement, 5.0))
     inner = shrink(site.rect, 2.6)
+    if style.clutter > 0.0:
+        _patches(site)
     BLOCKS[use](site, inner)
+    for rect, color in site.later:
+        site.fill(rect, color)
     if use not in ("park", "pond"):
         _street_trees(site)
+
+
+def _patches(site: Site) -> None:
+    """Trodden, mended, paved and planted parts of the open ground, dark and bright."""
+    rng, style = site.rng, site.style
+    s0, t0, s1, t1 = site.rect
+    colors = (style.asphalt, style.pavement, style.soil, style.grass, (60.0, 60.0, 62.0))
+    for _ in range(int(rng.poisson(14 * style.clutter))):
+        s, t = float(rng.uniform(s0, s1)), float(rng.uniform(t0, t1))
+        rect = (s, t, s + float(rng.uniform(2.0, 18.0)), t + float(rng.uniform(2.0, 18.0)))
+        site.later.append((rect, site.pick(colors, 14.0)))
 
 
 def _street_trees(site: Site) -> None:
@@ -297,6 +313,18 @@ def _church_block(site: Site, rect: Rect) -> None:
     site.trees(rect, 70.0, (6.0, 12.0))
 
 
+def _campus(site: Site, rect: Rect) -> None:
+    """One building of many wings between lawns and car parks."""
+    rng, style = site.rng, site.style
+    s0, t0, s1, t1 = rect
+    site.fill(rect, site.vary(style.grass if rng.random() < 0.5 else style.pavement, 9.0))
+    cut = t0 + (t1 - t0) * rng.uniform(0.6, 1.0)
+    complex_of_wings(site, (s0, t0, s1, cut))
+    if t1 - cut > 12.0:
+        site.parking((s0 + 1.0, cut + 1.0, s1 - 1.0, t1 - 1.0), 0.6)
+    site.trees(rect, 60.0, (4.0, 14.0))
+
+
 BLOCKS = {
     "houses": _houses,
     "apartments": _apartments,
@@ -308,4 +336,5 @@ BLOCKS = {
     "pond": _pond,
     "parking": _parking_block,
     "church": _church_block,
+    "campus": _campus,
 }

@@ -56,6 +56,7 @@ class Site:
     rect: Rect
     centrality: float = 0.5
     taken: list[Rect] = field(default_factory=list)
+    later: list[tuple[Rect, Color]] = field(default_factory=list)  # painted when all else is
 
     def __post_init__(self) -> None:
         self._cos, self._sin = math.cos(self.turn_rad), math.sin(self.turn_rad)
@@ -139,10 +140,26 @@ class Site:
         if s1 <= s0 or t1 <= t0:
             return
         rate = per_hectare * self.style.tree_density * (s1 - s0) * (t1 - t0) / 1e4
+        if self.style.clumps > 0.0:
+            self._clumps(rect, rate * self.style.clumps, height)
+            rate *= 1.0 - self.style.clumps
         for _ in range(int(self.rng.poisson(rate))):
             tall = self.rng.uniform(*height)
             radius = tall * self.rng.uniform(0.28, 0.42)
             self.tree(self.rng.uniform(s0, s1), self.rng.uniform(t0, t1), tall, radius)
+
+    def _clumps(self, rect: Rect, count: float, height: tuple[float, float]) -> None:
+        """Groups of trees whose crowns meet."""
+        s0, t0, s1, t1 = rect
+        size = self.rng.uniform(4.0, 14.0)
+        for _ in range(int(self.rng.poisson(count / size))):
+            s, t = self.rng.uniform(s0, s1), self.rng.uniform(t0, t1)
+            tall = self.rng.uniform(*height)
+            for _ in range(int(self.rng.poisson(size))):
+                own = tall * self.rng.uniform(0.7, 1.2)
+                away = self.rng.normal(0.0, 0.45 * own * math.sqrt(size / 6), 2)
+                at = min(max(s + away[0], s0), s1), min(max(t + away[1], t0), t1)
+                self.tree(*at, own, own * self.rng.uniform(0.3, 0.45))
 
     def car(self, s: float, t: float, turn_rad: float) -> None:
         """A parked or driving car: body and cabin."""
