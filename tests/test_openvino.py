@@ -15,7 +15,7 @@ from geopose.errors import RunError
 from geopose.inference.command import submit
 from geopose.inference.engines import backends, openvino_engine
 from geopose.inference.engines.backends import prepare
-from geopose.inference.engines.openvino_engine import OpenVinoNetwork, has_openvino
+from geopose.inference.engines.openvino_engine import GraphNetwork, OpenVinoNetwork, has_openvino
 from geopose.inference.engines.precision import resolve_precision
 from tests.tiny_networks import VARIANTS, answers, network
 from tests.tiny_run import ROOT, SIZES, write_checkpoint, write_config, write_split
@@ -129,7 +129,7 @@ class Turns:
 @needs_openvino
 def test_one_compiled_network_at_a_time_has_memory_for_its_maps(monkeypatch):
     log: list[str] = []
-    monkeypatch.setattr(OpenVinoNetwork, "_working", None)
+    monkeypatch.setattr(GraphNetwork, "_working", None)
     networks = {name: OpenVinoNetwork(network("published b6"), "fp32") for name in "ab"}
     small, large = torch.Size((1, 3, 64, 64)), torch.Size((1, 3, 64, 96))
     for name, one in networks.items():

@@ -18,7 +18,7 @@ from geopose.data.layouts.splits import CHALLENGE, read_split
 from geopose.errors import RunError
 from geopose.files.lock import FolderLock
 from geopose.files.stamp import FileStamp
-from geopose.inference.build import numerics
+from geopose.inference.build import numerics, say_calibrations
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.precision import warn_of_precision
 from geopose.inference.submission.folder import SubmissionFolder
@@ -98,6 +98,7 @@ class Leader:
         images = read_split(self._options.data_dir, "test", self._options.layout)
         self._names = tuple(image.rgb.name for image in images)
         warn_of_precision(self._config.precision, self._device)
+        say_calibrations(self._config)
         known = Manifest.load(self.folder.root)
         files = [file for entry in self._config.models for file in entry.files]
         hashes = hash_checkpoints(files, known.hashes)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -59,29 +60,53 @@ def _core() -> Any:
     return _openvino().Core()
 
 
-class OpenVinoNetwork(Engine):
-    """A network that is compiled anew for each size of image.
+@dataclass(frozen=True)
+class HeadsGraph:
+    """OpenVINO's graph of a network up to its heads.
+
+    Attributes:
+        graph: image N x 3 x H x W and gsd N x 1, of any size -> what the heads give.
+        given: which of `HeadOutputs` that are, in their order.
+        stride: of the network. head_stride: of its height head.
+    """
+
+    graph: Any
+    given: tuple[str, ...]
+    stride: int
+    head_stride: int
+
+
+def heads_graph(model: GeoposeUNetModel) -> HeadsGraph:
+    """The graph of a network, from the cache if it was made before.
+
+    Args:
+        model: in eval mode, on the CPU.
+
+    Raises:
+        Exception: the network has a part that OpenVINO does not know, or does otherwise.
+    """
+    heads = _heads(model, *_example())._asdict().items()
+    given = tuple(name for name, value in heads if value is not None)
+    return HeadsGraph(_converted(model), given, model.stride, int(model.agl_head.stride))  # type: ignore[arg-type]
+
+
+class GraphNetwork(Engine):
+    """A graph that is compiled anew for each size of image.
 
     With free sizes OpenVINO takes nearly twice the memory and is slower (b7_unet at 2048 px in
     float32: 13.5 GB, 52 s). Only one compiled network has memory for its maps at a time: where
     another one begins, or another size, it gives that back first.
 
     Args:
-        model: in eval mode, on the CPU.
+        heads: the graph.
         precision: fp32 or bf16.
-
-    Raises:
-        Exception: the network has a part that OpenVINO does not know, or does otherwise.
     """
 
-    _working: tuple[ReferenceType["OpenVinoNetwork"], torch.Size] | None = None
+    _working: tuple[ReferenceType["GraphNetwork"], torch.Size] | None = None
 
-    def __init__(self, model: GeoposeUNetModel, precision: str) -> None:
+    def __init__(self, heads: HeadsGraph, precision: str) -> None:
         super().__init__()
-        self._stride, self._head_stride = model.stride, int(model.agl_head.stride)  # type: ignore[arg-type]
-        heads = _heads(model, *_example())._asdict().items()
-        self._given = [name for name, value in heads if value is not None]
-        self._graph, self._precision = _converted(model), precision
+        self._heads, self._precision = heads, precision
         self._requests: OrderedDict[torch.Size, Any] = OrderedDict()
 
     def forward(self, image: Tensor, gsd_m: Tensor) -> dict[str, Tensor]:
@@ -95,19 +120,19 @@ class OpenVinoNetwork(Engine):
                 f"OpenVINO failed on an input of {size} ({one_line(error, 200)}); use "
                 "inference.backend=torch"
             ) from error
-        given = dict(zip(self._given, found, strict=True))
+        given = dict(zip(self._heads.given, found, strict=True))
         heads = HeadOutputs(*(given.get(name) for name in HeadOutputs._fields))  # type: ignore[arg-type]
-        return finish(heads, image.shape[-2:], self._stride, self._head_stride)
+        return finish(heads, image.shape[-2:], self._heads.stride, self._heads.head_stride)
 
     def _take_turn(self, shape: torch.Size) -> None:
         """Has whoever worked last, or this network at another size, give back its maps' memory."""
-        if OpenVinoNetwork._working is not None:
-            reference, size = OpenVinoNetwork._working
+        if GraphNetwork._working is not None:
+            reference, size = GraphNetwork._working
             last = reference()
             request = None if last is None else last._requests.get(size)
             if request is not None and (last is not self or size != shape):
                 request.get_compiled_model().release_memory()
-        OpenVinoNetwork._working = ref(self), shape
+        GraphNetwork._working = ref(self), shape
 
     def _for_size(self, shape: torch.Size) -> Any:
         """What computes images of this shape."""
@@ -116,8 +141,23 @@ class OpenVinoNetwork(Engine):
             return self._requests[shape]
         while len(self._requests) >= _SIZES_KEPT:
             self._requests.popitem(last=False)
-        self._requests[shape] = _compiled(self._graph, shape, self._precision)
+        self._requests[shape] = _compiled(self._heads.graph, shape, self._precision)
         return self._requests[shape]
+
+
+class OpenVinoNetwork(GraphNetwork):
+    """A loaded network, converted.
+
+    Args:
+        model: in eval mode, on the CPU.
+        precision: fp32 or bf16.
+
+    Raises:
+        Exception: see `heads_graph`.
+    """
+
+    def __init__(self, model: GeoposeUNetModel, precision: str) -> None:
+        super().__init__(heads_graph(model), precision)
 
 
 def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
@@ -217,6 +257,19 @@ def _convert(model: GeoposeUNetModel) -> Any:
         port.get_tensor().set_names({name})
     graph.reshape({INPUTS[0]: [-1, 3, -1, -1], INPUTS[1]: [-1, 1]})
     return graph
+
+
+def graph_to_bytes(graph: Any) -> tuple[bytes, bytes]:
+    """A graph as OpenVINO writes it: its XML, and its weights."""
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / _FILE
+        _openvino().save_model(graph, file, compress_to_fp16=False)
+        return file.read_bytes(), file.with_suffix(".bin").read_bytes()
+
+
+def graph_from_bytes(graph: bytes, weights: bytes) -> Any:
+    """The reverse of `graph_to_bytes`; RuntimeError where OpenVINO cannot read it."""
+    return _core().read_model(graph, weights)
 
 
 def _digest(model: nn.Module) -> str:
