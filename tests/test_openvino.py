@@ -194,8 +194,8 @@ def test_a_failure_at_an_image_says_what_to_do(monkeypatch):
 @needs_openvino
 def test_nothing_is_reported_to_anyone():
     code = (
-        "import sys; from geopose.inference.engines.openvino_engine import _openvino; _openvino(); "
-        "import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
+        "from geopose.inference.engines.openvino_engine import openvino_package; "
+        "openvino_package(); import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

@@ -1,6 +1,7 @@
 """A loaded network in, a file for inference out: without optimizer state, under today's names."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -64,5 +65,10 @@ def write_network(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> 
     Raises:
         RunError: the file cannot be written.
     """
-    with locked(path.parent, str(path), f".{path.name[:80]}.lock"):
+    with locked_target(path):
         WRITERS[path.suffix](path, loaded, facts)
+
+
+def locked_target(path: Path) -> AbstractContextManager[None]:
+    """Keeps other programs of this kind from writing the file meanwhile."""
+    return locked(path.parent, str(path), f".{path.name[:80]}.lock")

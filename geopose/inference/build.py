@@ -21,10 +21,9 @@ from geopose.inference.engines.int8_engine import Int8Network
 from geopose.inference.engines.precision import BF16, FP16, TF32, resolve_precision
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
-from geopose.system.devices import allow_tf32
+from geopose.system.devices import allow_tf32, has_int8_sums
 from geopose.system.memory import keep_freed_memory
 from geopose.system.optional import needs_extra
-
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +117,10 @@ def say_calibrations(config: InferenceConfig) -> None:
         if file.suffix == INT8:
             quantized = read_facts(file)["quantized"]
             logger.info("%s: in int8, %s", file, calibration_in_words(quantized))
+            if not has_int8_sums():
+                logger.warning(
+                    "this processor has no VNNI: int8 is slow on it, and large values are cut off"
+                )
 
 
 def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:

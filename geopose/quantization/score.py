@@ -1,4 +1,4 @@
-"""The official score of a network on images with truth, written and read back as a submission is."""
+"""The official score of a network on images with truth, written and read as a submission is."""
 
 import tempfile
 from collections.abc import Sequence

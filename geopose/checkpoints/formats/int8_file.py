@@ -104,7 +104,11 @@ def _check_heads(quantized: Mapping[str, Any], path: Path) -> None:
     heads = quantized.get("heads")
     known = list(HeadOutputs._fields)
     right = isinstance(heads, list) and heads == [name for name in known if name in heads]
-    if not right or not {"agl", "direction"} <= set(heads) or not {"magnitude", "scale"} & set(heads):  # type: ignore[arg-type]
+    if (
+        not right
+        or not {"agl", "direction"} <= set(heads)
+        or not {"magnitude", "scale"} & set(heads)
+    ):  # type: ignore[arg-type]
         raise InputError(f"{path}: its heads are {one_line(heads, 100)}, must be some of {known}")
     for key in ("stride", "head_stride"):
         if not is_whole(quantized.get(key), 1, _LARGEST_STRIDE):
@@ -149,4 +153,6 @@ def calibration_in_words(quantized: Mapping[str, Any]) -> str:
     if not isinstance(score, Mapping):
         return one_line(f"{words}, score not measured", _LONGEST)
     before, after, images, views = (score.get(k) for k in ("before", "after", "images", "views"))
-    return one_line(f"{words}, score {before} -> {after} ({images} images, views {views})", _LONGEST)
+    return one_line(
+        f"{words}, score {before} -> {after} ({images} images, views {views})", _LONGEST
+    )

@@ -155,8 +155,8 @@ def load_weights(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint file")
     if path.suffix in ENGINE_FILES:
         raise InputError(
-            f"{path}: an {path.suffix} file can be run as a model, but gives no weights; use the .pth or "
-            ".safetensors file that it was made of"
+            f"{path}: an {path.suffix} file can be run as a model, but gives no weights; use "
+            "the .pth or .safetensors file that it was made of"
         )
     check_kind(path)
     content = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)

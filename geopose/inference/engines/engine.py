@@ -14,7 +14,7 @@ class Engine(nn.Module):
 
     uses_torch_memory = True
 
-    def computes_in(self, precision: str) -> None:  # noqa: B027  most have it from their file
+    def computes_in(self, precision: str) -> None:
         """Chooses the numbers of what an engine's file leaves open, before the first image.
 
         Args:

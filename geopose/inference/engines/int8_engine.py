@@ -4,7 +4,6 @@ What is in 8 bits is so whatever a config says; the rest computes in float32, or
 the precision is that.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from geopose.inference.engines.openvino_engine import (
     has_openvino,
 )
 from geopose.inference.engines.precision import FP32
-
-logger = logging.getLogger(__name__)
+from geopose.models.exportable import INPUTS
 
 
 class Int8Network(GraphNetwork):
@@ -42,13 +40,22 @@ class Int8Network(GraphNetwork):
         try:
             graph = graph_from_bytes(*read_int8_graph(path))
         except RuntimeError as error:
-            raise InputError(
-                f"{path}: OpenVINO cannot read it ({one_line(error, 200)})"
-            ) from error
-        _check_ports(graph, len(quantized["heads"]), path)
+            raise InputError(f"{path}: OpenVINO cannot read it ({one_line(error, 200)})") from error
+        heads = tuple(quantized["heads"])
+        _check_ports(graph, len(heads), path)
         strides = quantized["stride"], quantized["head_stride"]
-        super().__init__(HeadsGraph(graph, tuple(quantized["heads"]), *strides), FP32)
+        super().__init__(HeadsGraph(graph, heads, *strides), FP32)
 
     def computes_in(self, precision: str) -> None:
         """Chooses the numbers of what is not in 8 bits: fp32 or bf16."""
         self._precision = precision
+
+
+def _check_ports(graph: Any, count: int, path: Path) -> None:
+    """Raises InputError unless a graph takes an image and a gsd, and gives what its file says."""
+    inputs = [port.get_any_name() if port.get_names() else "" for port in graph.inputs]
+    if inputs != list(INPUTS) or len(graph.outputs) != count:
+        raise InputError(
+            f"{path}: its graph takes {inputs} and gives {len(graph.outputs)} maps, must take "
+            f"{list(INPUTS)} and give {count}"
+        )

@@ -44,7 +44,7 @@ def has_openvino() -> bool:
     return importlib.util.find_spec(_PACKAGE) is not None
 
 
-def _openvino() -> Any:
+def openvino_package() -> Any:
     # At import OpenVINO reports its use to its makers, if this package of theirs can be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino  # takes a while, and is rarely needed
@@ -53,11 +53,11 @@ def _openvino() -> Any:
 
 
 @cache
-def _core() -> Any:
+def openvino_core() -> Any:
     """OpenVINO's state. On processors with AMX each one changes where signals of the process are
     handled, and leaves that place invalid when it goes; so there is one, and it stays.
     """
-    return _openvino().Core()
+    return openvino_package().Core()
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # processes side by side would all take the first cores
     }
-    return _core().compile_model(graph, "CPU", settings).create_infer_request()
+    return openvino_core().compile_model(graph, "CPU", settings).create_infer_request()
 
 
 def _infer(request: Any, image: Tensor, gsd_m: Tensor) -> list[Tensor]:
@@ -206,7 +206,7 @@ def _kept(folder: Path) -> Any:
     """The graph in a folder of the cache, or None."""
     try:
         if (folder / _FILE).is_file():
-            return _core().read_model(folder / _FILE)
+            return openvino_core().read_model(folder / _FILE)
     except (OSError, RuntimeError) as error:
         logger.warning("%s: cannot be used, converting again (%s)", folder, one_line(error, 200))
         shutil.rmtree(folder, ignore_errors=True)
@@ -219,8 +219,8 @@ def _keep(graph: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
         part = Path(name) / "part"
         part.mkdir()
-        _openvino().save_model(graph, part / _FILE, compress_to_fp16=False)
-        _core().read_model(part / _FILE)  # notices a file that is too short
+        openvino_package().save_model(graph, part / _FILE, compress_to_fp16=False)
+        openvino_core().read_model(part / _FILE)  # notices a file that is too short
         part.rename(folder)
 
 
@@ -252,7 +252,7 @@ def _convert(model: GeoposeUNetModel) -> Any:
         warnings.simplefilter("ignore")  # of torch's tracer, about itself
         traced = torch.jit.trace(ExportableHeads(model).eval(), _example(), check_trace=False)
         frozen = torch.jit.freeze(traced)  # folds BatchNorm, after which the rest takes seconds
-        graph = _openvino().convert_model(frozen, example_input=_example())
+        graph = openvino_package().convert_model(frozen, example_input=_example())
     for port, name in zip(graph.inputs, INPUTS, strict=True):
         port.get_tensor().set_names({name})
     graph.reshape({INPUTS[0]: [-1, 3, -1, -1], INPUTS[1]: [-1, 1]})
@@ -263,13 +263,13 @@ def graph_to_bytes(graph: Any) -> tuple[bytes, bytes]:
     """A graph as OpenVINO writes it: its XML, and its weights."""
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / _FILE
-        _openvino().save_model(graph, file, compress_to_fp16=False)
+        openvino_package().save_model(graph, file, compress_to_fp16=False)
         return file.read_bytes(), file.with_suffix(".bin").read_bytes()
 
 
 def graph_from_bytes(graph: bytes, weights: bytes) -> Any:
     """The reverse of `graph_to_bytes`; RuntimeError where OpenVINO cannot read it."""
-    return _core().read_model(graph, weights)
+    return openvino_core().read_model(graph, weights)
 
 
 def _digest(model: nn.Module) -> str:
