@@ -153,7 +153,8 @@ def run_case(case: Case, checkpoint: Path, data: Path, folder: Path) -> None:
         models = {"ensemble": {"models": [str(checkpoint)]}, "submission_dir": str(case.out)}
         config.write_text(json.dumps(models))
         arguments = ["-c", _SUBMIT, str(config), "--data-dir", str(data), "--force"]
-        arguments += [f"ensemble.tta={case.tta}", f"inference.backend={'auto' if case.backend == INT8 else case.backend}"]
+        backend = "auto" if case.backend == INT8 else case.backend
+        arguments += [f"ensemble.tta={case.tta}", f"inference.backend={backend}"]
         arguments += [f"inference.precision={case.precision}"]
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,

@@ -26,7 +26,7 @@ from geopose.quantization import command
 from geopose.quantization.calibration import shuffled
 from geopose.quantization.layers import digits, not_in_8_bits, readable
 from tests.tiny_data import write_data_dir
-from tests.tiny_networks import VARIANTS, answers, network
+from tests.tiny_networks import answers, network
 from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
 
 pytestmark = pytest.mark.skipif(not has_openvino(), reason="openvino is not installed")
@@ -160,9 +160,7 @@ def test_it_runs_without_nncf(made: Path) -> None:
 
 def test_without_openvino_it_says_what_is_missing(made: Path, monkeypatch) -> None:
     monkeypatch.setattr("geopose.inference.engines.int8_engine.has_openvino", lambda: False)
-    with pytest.raises(
-        InputError, match=r"a\.int8 needs the package openvino.*openvino\]"
-    ):
+    with pytest.raises(InputError, match=r"a\.int8 needs the package openvino.*openvino\]"):
         load_engine(made / "a.int8")
     assert run_command(main, ["info", str(made / "a.int8")]) == 0
 
@@ -221,8 +219,10 @@ def test_what_decides_about_digits_stays(name: str) -> None:
 
 
 @needs_nncf
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_network_is_quantised_or_says_where_not(name, tmp_path, caplog) -> None:
+@pytest.mark.parametrize(
+    "name", ["published b6", "published b7", "height only", "flow map", "transformer-like encoder"]
+)
+def test_a_network_is_quantised_or_says_where_not(name, tmp_path, caplog) -> None:
     from geopose.quantization.quantize import quantize as in_8_bits
 
     class Shown:

@@ -101,15 +101,13 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 def _check_heads(quantized: Mapping[str, Any], path: Path) -> None:
     """What turns the graph's outputs into a prediction."""
-    heads = quantized.get("heads")
-    known = list(HeadOutputs._fields)
-    right = isinstance(heads, list) and heads == [name for name in known if name in heads]
-    if (
-        not right
-        or not {"agl", "direction"} <= set(heads)
-        or not {"magnitude", "scale"} & set(heads)
-    ):  # type: ignore[arg-type]
-        raise InputError(f"{path}: its heads are {one_line(heads, 100)}, must be some of {known}")
+    said, known = quantized.get("heads"), HeadOutputs._fields
+    heads = set(said) if isinstance(said, list) and all(x in known for x in said) else set()
+    enough = {"agl", "direction"} <= heads and heads & {"magnitude", "scale"}
+    if not enough or said != [name for name in known if name in heads]:
+        raise InputError(
+            f"{path}: its heads are {one_line(said, 100)}, must be some of {', '.join(known)}"
+        )
     for key in ("stride", "head_stride"):
         if not is_whole(quantized.get(key), 1, _LARGEST_STRIDE):
             raise InputError(
