@@ -14,6 +14,7 @@ convolutions reach here in the same precision.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -49,6 +50,7 @@ from geopose.system.devices import allow_tf32, has_native_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "plain loop"
+INT8 = "int8"  # a backend here: the quantised file, run by OpenVINO
 MEMORY = "memory in bytes: "
 _SUBMIT = f"""
 import resource, sys, torch
@@ -125,6 +127,19 @@ def plain_loop(checkpoint: Path, data: Path, tta: str, out: Path) -> None:
     print(MEMORY, gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
+def quantized(path: Path, checkpoint: Path, data: Path) -> Path:
+    """The network in 8 bits, calibrated on parts of the images, which have no truth."""
+    arguments = ["quantize", str(checkpoint), str(path), "--data-dir", str(data)]
+    arguments += ["--split", "test", "--images", "8", "--size", "512", "--force"]
+    done = subprocess.run(
+        [sys.executable, "-m", "geopose.checkpoints", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"quantize failed: {done.stderr.strip().splitlines()[-1]}")
+    return path
+
+
 def run_case(case: Case, checkpoint: Path, data: Path, folder: Path) -> None:
     """One more measurement of a case."""
     settings = {"PYTHONPATH": str(ROOT)}
@@ -133,10 +148,13 @@ def run_case(case: Case, checkpoint: Path, data: Path, folder: Path) -> None:
         arguments += [str(checkpoint), str(data), case.tta, str(case.out)]
     else:
         config = folder / "config.yaml"
+        if case.backend == INT8:
+            checkpoint = folder / f"{checkpoint.stem}.int8"
         models = {"ensemble": {"models": [str(checkpoint)]}, "submission_dir": str(case.out)}
         config.write_text(json.dumps(models))
         arguments = ["-c", _SUBMIT, str(config), "--data-dir", str(data), "--force"]
-        arguments += [f"ensemble.tta={case.tta}", f"inference.backend={case.backend}"]
+        backend = "auto" if case.backend == INT8 else case.backend
+        arguments += [f"ensemble.tta={case.tta}", f"inference.backend={backend}"]
         arguments += [f"inference.precision={case.precision}"]
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -209,7 +227,9 @@ def all_cases() -> list[str]:
         return ["torch:fp32", "torch:tf32", "torch:bf16", "torch:fp16", "compile:bf16"]
     backends = ["torch", "openvino"] if has_openvino() else ["torch"]
     precisions = ["fp32", "bf16"] if has_native_bf16(local_device()) else ["fp32"]
-    return [f"{backend}:{precision}" for precision in precisions for backend in backends]
+    cases = [f"{backend}:{precision}" for precision in precisions for backend in backends]
+    nncf = has_openvino() and importlib.util.find_spec("nncf") is not None
+    return [*cases, f"{INT8}:{precisions[-1]}"] if nncf else cases
 
 
 HEAD = (
@@ -247,6 +267,8 @@ def main() -> None:
         data = make_data(folder / "data", arguments.images, arguments.size)
         for model in arguments.models:
             checkpoint = arguments.checkpoint or calibrated_checkpoint(folder / "m.pth", model)
+            if any(text.startswith(f"{INT8}:") for text in arguments.cases):
+                quantized(folder / f"{checkpoint.stem}.int8", checkpoint, data)
             for tta in arguments.tta:
                 measured = [Case(PLAIN, "", "fp32", tta, folder / "plain")]
                 for number, text in enumerate(arguments.cases):

@@ -14,9 +14,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import geopose
-from geopose import commands, config_folder
+from geopose import commands
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.errors import InputError
+from geopose.files import config_folder
 from tests.tiny_run import ENVIRONMENT, ROOT, run_script
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())

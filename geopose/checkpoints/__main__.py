@@ -1,4 +1,4 @@
-"""python -m geopose.checkpoints COMMAND: fetches, describes, averages and exports files."""
+"""python -m geopose.checkpoints COMMAND: fetch, describe, average, export, quantise files."""
 
 import argparse
 import math
@@ -10,18 +10,24 @@ from geopose.checkpoints.export import (
     DEEPNESS,
     WRITERS,
     check_target,
+    locked_target,
     write_for_deepness,
     write_network,
 )
 from geopose.checkpoints.formats.given import CHANNEL_ORDERS, GivenNetwork, read_network
+from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.pth import ONNX, load_checkpoint
 from geopose.checkpoints.info import describe
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
 from geopose.checkpoints.remote.listed import listed_sources
-from geopose.cli import ArgumentParser, run_command
+from geopose.cli import ArgumentParser, positive_int, run_command
+from geopose.data.layout import resolve_data_dir
+from geopose.data.layouts.splits import SPLITS, add_data_options
 from geopose.errors import InputError, one_line, printable
 from geopose.files.config_folder import shipped_or_own
+from geopose.inference.predict.tta import TTA_NAMES
+from geopose.quantization.command import MAX_DROP, Options, write_quantized
 
 _LONGEST = 2000  # characters of a line of `info`; what follows is no description any more
 
@@ -104,10 +110,34 @@ def _metres(text: str) -> float:
     return value
 
 
+def _quantize(args: argparse.Namespace) -> None:
+    check_target(args.output, args.force, (INT8,))
+    given = _given(args)
+    options = Options(
+        resolve_data_dir(args.data_dir), args.layout, args.split, args.images, args.size,
+        args.measure, None if args.tta == "null" else args.tta, args.max_drop,
+    )  # fmt: skip
+    path = fetch(Source(args.file))
+    loaded, facts = load_model(path, given), read_facts(path, given)
+    source = {"file": path.name, "sha256": file_sha256(path)}
+    with locked_target(args.output):
+        write_quantized(args.output, loaded, facts, source, options)
+    _say_hash(args.output)
+
+
+def _limit(text: str) -> float:
+    """Argument type: how far a score may fall."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m geopose.checkpoints",
-        description="Fetch, describe, average and export checkpoint files. FILE is a path or URL.",
+        description="Fetch, describe, average, export and quantise checkpoint files. FILE is a "
+        "path or URL.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -174,6 +204,57 @@ def _parser() -> ArgumentParser:
         help="metres per pixel of the images that it will see (with --for)",
     )
     export.set_defaults(run=_export)
+
+    quantize = commands.add_parser(
+        "quantize",
+        parents=[network, force],
+        help="the network in 8 bits for a CPU, calibrated on your images",
+        description="Weights and maps in 8 bits, calibrated on images of a data directory. Where "
+        "they have truth, the official score is measured before and after, and a file that loses "
+        "too much is not written. Needs the extra int8; running the file needs openvino alone.",
+    )
+    quantize.add_argument("file", metavar="FILE")
+    quantize.add_argument("output", type=Path, metavar="OUT", help=INT8)
+    add_data_options(quantize)
+    quantize.add_argument(
+        "--split", choices=SPLITS, default="train", help="whose images (default: %(default)s)"
+    )
+    quantize.add_argument(
+        "--images",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="to calibrate on (default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--size",
+        type=positive_int,
+        default=1024,
+        metavar="PX",
+        help="of larger images a part with this side is shown for that (default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--measure",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="images with truth to measure the score on, whole, other ones if there are any "
+        "(default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--tta",
+        choices=["null", *(name for name in TTA_NAMES if name)],
+        default="d4",
+        help="views for that (default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--max-drop",
+        type=_limit,
+        metavar="X",
+        help=f"of the score, beyond which nothing is written (default: {MAX_DROP} where there is "
+        "truth)",
+    )
+    quantize.set_defaults(run=_quantize)
     return parser
 
 

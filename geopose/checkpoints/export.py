@@ -66,7 +66,7 @@ def write_network(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> 
     Raises:
         RunError: the file cannot be written.
     """
-    with _alone(path):
+    with locked_target(path):
         WRITERS[path.suffix](path, loaded, facts)
 
 
@@ -78,10 +78,10 @@ def write_for_deepness(
         import onnxscript  # noqa: F401
 
         from geopose.checkpoints.deepness import export_for_deepness
-    with _alone(path):
+    with locked_target(path):
         export_for_deepness(path, loaded, facts, gsd_m)
 
 
-def _alone(path: Path) -> AbstractContextManager[None]:
-    """Holds off others that write the same file."""
+def locked_target(path: Path) -> AbstractContextManager[None]:
+    """Keeps other programs of this kind from writing the file meanwhile."""
     return locked(path.parent, str(path), f".{path.name[:80]}.lock")

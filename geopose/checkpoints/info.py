@@ -8,6 +8,7 @@ from torch import Tensor
 
 from geopose.checkpoints.formats.facts import GSD_RANGE, downsample_of, gsd_range_of
 from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.int8_file import calibration_in_words
 from geopose.checkpoints.formats.pth import load_weights
 from geopose.checkpoints.load import read_facts
 from geopose.checkpoints.remote.fetch import file_sha256
@@ -30,7 +31,7 @@ def describe(path: Path, given: GivenNetwork | None = None) -> dict[str, str]:
         InputError: unreadable file, or a config that describes no network.
     """
     facts = read_facts(path, given)
-    # An .onnx file has folded some of its weights away, and says how many there were.
+    # An .onnx or .int8 file has folded some of its weights away, and says how many there were.
     count = facts.get("parameters") or _count(load_weights(path)["model_state_dict"])
     data = facts["checkpoint_data"]
     config = data["config"]
@@ -45,8 +46,10 @@ def describe(path: Path, given: GivenNetwork | None = None) -> dict[str, str]:
         "downsample": downsample_of(facts, str(path)),
         "gsd": _gsd(facts, str(path)),
         "recipe": facts.get("recipe"),
+        "precision": _precision(facts.get("quantized")),
+        "made from": _made_from(facts.get("quantized")),
         "averaged from": ", ".join(item["file"] for item in facts.get("averaged_from", [])),
-        "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
+        "versions": _listed(facts.get("versions", {})),
         "sha256": file_sha256(path),
     }
     return {key: str(value) for key, value in described.items() if value not in (None, "")}
@@ -61,6 +64,26 @@ def _gsd(facts: Mapping[str, Any], where: str) -> str | None:
     if GSD_RANGE in facts:
         return said
     return f"{said} (what the challenge's sensors give; the file does not say)"
+
+
+def _precision(quantized: Mapping[str, Any] | None) -> str | None:
+    """Of a file in 8 bits: what stays in floating point, and the calibration."""
+    if quantized is None:
+        return None
+    layers = quantized.get("float_layers")
+    count = len(layers) if isinstance(layers, list) else "some"
+    made = quantized.get("versions")
+    words = f" (by {_listed(made)})" if isinstance(made, Mapping) else ""
+    return f"int8 but for {count} layers, {calibration_in_words(quantized)}{words}"
+
+
+def _made_from(quantized: Mapping[str, Any] | None) -> str | None:
+    source = quantized and quantized.get("source")
+    return f"{source.get('file')} {source.get('sha256')}" if isinstance(source, Mapping) else None
+
+
+def _listed(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _inner(config: Mapping[str, Any], section: str, key: str) -> Any:

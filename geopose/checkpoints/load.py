@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from geopose.checkpoints.formats.contents import check_network, settled
 from geopose.checkpoints.formats.facts import downsample_of, facts_of
 from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
+from geopose.checkpoints.formats.int8_file import read_int8_facts
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.checkpoints.formats.pth import ONNX, check_kind, load_checkpoint, load_weights
+from geopose.checkpoints.formats.pth import (
+    ENGINE_FILES,
+    check_kind,
+    load_checkpoint,
+    load_weights,
+)
 from geopose.checkpoints.weights import check_fit, current_names, load_weights_strict, mean_weights
 from geopose.errors import InputError
 from geopose.models.build import build_model
@@ -53,21 +60,36 @@ def read_facts(path: Path, given: GivenNetwork | None = None) -> dict[str, Any]:
     Args:
         path: the file.
         given: the network of a file that holds weights alone.
+
+    Returns:
+        As `facts_of`; of an .onnx or .int8 file also `parameters`, of the latter `quantized`.
+
+    Raises:
+        InputError: unreadable, or a file that does not say its network, or a second one given.
     """
-    if path.suffix != ONNX:
+    if path.suffix not in ENGINE_FILES:
         return facts_of(load_checkpoint(path, given), str(path))
     if given is not None:
-        raise InputError(f"{path}: an .onnx file is a network itself; leave {given.source} out")
+        raise InputError(
+            f"{path}: an {path.suffix} file is a network itself; leave {given.source} out"
+        )
     if path.is_file():
         check_kind(path)
-    with needs_extra("onnx", str(path)):  # here, as it takes a second and is rarely needed
-        from geopose.checkpoints.formats.onnx_file import read_onnx_facts
-
-    facts = read_onnx_facts(path)
+    facts = read_int8_facts(path) if path.suffix == INT8 else _onnx_facts(path)
     check_network(facts, path)
     facts = {**facts, "checkpoint_data": settled(facts["checkpoint_data"], path)}
-    count = facts.get("parameters")
-    return {**facts_of(facts, str(path)), "parameters": count if isinstance(count, int) else None}
+    count, quantized = facts.get("parameters"), facts.get("quantized")
+    return {
+        **facts_of(facts, str(path)),
+        "parameters": count if isinstance(count, int) else None,
+        **({"quantized": quantized} if path.suffix == INT8 else {}),
+    }
+
+
+def _onnx_facts(path: Path) -> dict[str, Any]:
+    with needs_extra("onnx", str(path)):  # here, as it takes a second and is rarely needed
+        from geopose.checkpoints.formats.onnx_file import read_onnx_facts
+    return read_onnx_facts(path)
 
 
 def _network(

@@ -75,10 +75,10 @@ def _is_text(head: bytes) -> bool:
 
 def _under_another_name(head: bytes, wanted: str, size: int) -> str:
     is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= size
-    if is_safetensors and wanted != ".safetensors":
+    if is_safetensors and wanted not in (".safetensors", ".int8"):
         return "is a safetensors file; give it a name that ends with .safetensors"
     is_torch = head.startswith((_ZIP, _PICKLE))
-    if is_torch and wanted in (".safetensors", ".onnx"):
+    if is_torch and wanted in (".safetensors", ".int8", ".onnx"):
         return "is a file of torch.save; give it a name that ends with .pth"
     is_onnx = head[:1] == b"\x08" and b"\x12" in head[2:3] and b"pytorch" in head
     if is_onnx and wanted != ".onnx":

@@ -1,23 +1,31 @@
 """From a config's models to one predictor on a device, and what its numbers depend on."""
 
+import logging
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
+from geopose.checkpoints.formats.int8_file import calibration_in_words
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.checkpoints.formats.pth import ONNX
-from geopose.checkpoints.load import load_model
+from geopose.checkpoints.formats.pth import ENGINE_FILES, ONNX
+from geopose.checkpoints.load import load_model, read_facts
 from geopose.errors import InputError
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.backends import OPENVINO, TORCH, prepare, resolve_backend
 from geopose.inference.engines.engine import Engine
 from geopose.inference.engines.folding import folded
+from geopose.inference.engines.int8_engine import Int8Network
 from geopose.inference.engines.precision import BF16, FP16, TF32, resolve_precision
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
-from geopose.system.devices import allow_tf32
+from geopose.system.devices import allow_tf32, has_int8_sums
 from geopose.system.memory import keep_freed_memory
 from geopose.system.optional import needs_extra
+
+logger = logging.getLogger(__name__)
 
 
 def load_entry(entry: ModelEntry) -> LoadedModel:
@@ -28,11 +36,27 @@ def load_entry(entry: ModelEntry) -> LoadedModel:
 
 def _load(entry: ModelEntry) -> LoadedModel:
     first, *others = entry.files
-    if first.suffix != ONNX or others:
+    if first.suffix not in ENGINE_FILES or others:
         return load_model(entry.files, entry.network)
-    with needs_extra("onnx", str(first)):  # here, as it takes a second and is rarely needed
-        from geopose.inference.engines.onnx_engine import load_onnx
-    return load_onnx(first, entry.network)
+    return load_engine(first, entry.network)
+
+
+def load_engine(path: Path, given: GivenNetwork | None = None) -> LoadedModel:
+    """The network of an .onnx or .int8 file, ready to run, and what the file says of it.
+
+    Args:
+        path: the file.
+        given: a network that somebody named beside it, which is refused.
+
+    Raises:
+        InputError: a file that says nothing of its network, or that its engine cannot run.
+    """
+    facts = read_facts(path, given)
+    if path.suffix == INT8:
+        return LoadedModel.from_facts(Int8Network(path, facts["quantized"]), facts, str(path))
+    with needs_extra("onnx", str(path)):  # here, as it takes a second and is rarely needed
+        from geopose.inference.engines.onnx_engine import OnnxNetwork
+    return LoadedModel.from_facts(OnnxNetwork(path), facts, str(path))
 
 
 def known_gsd(config: InferenceConfig) -> tuple[float, float] | None:
@@ -86,16 +110,34 @@ def _member(entry: ModelEntry, backend: str, precision: str, device: torch.devic
     return Member(replace(loaded, model=prepare(model, backend, precision)))
 
 
-def _check_onnx(config: InferenceConfig, precision: str) -> None:
-    """An .onnx file computes in the numbers it was exported in, whatever a config says."""
-    if precision not in (BF16, FP16):
-        return
+def _check_engine_files(config: InferenceConfig, device: torch.device, precision: str) -> None:
+    """An .onnx file computes in the numbers it was exported in, whatever a config says; an .int8
+    file on a CPU."""
     for number, entry in enumerate(config.models):
-        if entry.files[0].suffix == ONNX:
+        file = entry.files[0]
+        where = f"{config.source}: ensemble.models[{number}]: {file}"
+        if file.suffix == ONNX and precision in (BF16, FP16):
             raise InputError(
-                f"{config.source}: ensemble.models[{number}]: {entry.files[0]} computes in float32 "
-                f"and inference.precision is {config.precision}; leave that out, or use the .pth"
+                f"{where} computes in float32 and inference.precision is {config.precision}; leave "
+                "that out, or use the .pth"
             )
+        if file.suffix == INT8 and device.type != "cpu":
+            raise InputError(
+                f"{where} computes on a CPU, and this run is on {device}; use the file that it was "
+                "made of, or set CUDA_VISIBLE_DEVICES to nothing"
+            )
+
+
+def say_calibrations(config: InferenceConfig) -> None:
+    """Logs which models compute in 8 bits, and what each was calibrated on."""
+    for file in dict.fromkeys(entry.files[0] for entry in config.models):
+        if file.suffix == INT8:
+            quantized = read_facts(file)["quantized"]
+            logger.info("%s: in int8, %s", file, calibration_in_words(quantized))
+            if not has_int8_sums():
+                logger.warning(
+                    "this processor has no VNNI: int8 is slow on it, and large values are cut off"
+                )
 
 
 def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
@@ -110,8 +152,10 @@ def numerics(config: InferenceConfig, device: torch.device) -> dict[str, str]:
             does not compute in.
     """
     precision = resolve_precision(config.precision, device)
-    _check_onnx(config, precision)
+    _check_engine_files(config, device, precision)
     backend = resolve_backend(config.backend, device, precision)
+    in_int8 = any(entry.files[0].suffix == INT8 for entry in config.models)
+    words = {"precision": f"int8 and {precision}" if in_int8 else precision}
     if precision == BF16 and device.type == "cpu":
-        return {"precision": precision, "engine": OPENVINO if backend == OPENVINO else TORCH}
-    return {"precision": precision}
+        words["engine"] = OPENVINO if backend == OPENVINO else TORCH
+    return words

@@ -65,10 +65,11 @@ def _log_models(config: InferenceConfig, plan: Plan) -> None:
     logger.info("%d models, %s", len(config.models), how.replace("None", "null"))
     for entry in config.models:
         loaded = load_entry(entry)
-        millions = sum(weights.numel() for weights in loaded.model.parameters()) / 1e6
+        count = sum(weights.numel() for weights in loaded.model.parameters())
         name = loaded.config["model"].get("slug") or type(loaded.model).__name__
         logger.info(
-            "  %s: %s, %.1f M parameters%s", loaded.source, name, millions,
+            "  %s: %s%s%s", loaded.source, name,
+            f", {count / 1e6:.1f} M parameters" if count else "",  # an engine keeps its own
             f", images reduced by {loaded.downsample}" if loaded.downsample > 1 else "",
         )  # fmt: skip
 

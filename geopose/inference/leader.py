@@ -16,7 +16,7 @@ import torch
 
 from geopose.errors import RunError
 from geopose.files.lock import FolderLock
-from geopose.inference.build import numerics
+from geopose.inference.build import numerics, say_calibrations
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.precision import warn_of_precision
 from geopose.inference.pipeline.task import Plan
@@ -119,6 +119,7 @@ class Leader(ABC):
         """
         self.check()
         warn_of_precision(self.config.precision, self._device)
+        say_calibrations(self.config)
         known = Manifest.load(self.root)
         files = [file for entry in self.config.models for file in entry.files]
         hashes = hash_checkpoints(files, known.hashes)

@@ -32,6 +32,16 @@ def has_native_bf16(device: torch.device) -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
+def has_int8_sums() -> bool:
+    """Whether this CPU sums products of 8-bit numbers in 32 bits (VNNI).
+
+    An x86 processor without that sums two of them in 16 bits, which can be too few.
+    """
+    features = torch.cpu.get_capabilities()
+    known = ("avx512_vnni", "avx_vnni", "amx_int8")
+    return features.get("architecture") != "x86_64" or any(features.get(name) for name in known)
+
+
 def use_device(device: torch.device) -> None:
     """Makes a GPU the one that this thread uses.
 

@@ -16,7 +16,7 @@ from geopose.cli import run_command
 from geopose.data.heights import read_agl_m
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
-from geopose.inference.engines.onnx_engine import load_onnx
+from geopose.inference.build import load_engine
 from geopose.inference.submission.command import submit
 from tests.tiny_run import (
     model_config,
@@ -168,7 +168,7 @@ def test_hostile_files_are_refused_in_one_line(exported: Path, tmp_path: Path, n
     spoil(name, model)
     (tmp_path / "b.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match=rf"b\.onnx: .*{BAD[name]}") as caught:
-        load_onnx(tmp_path / "b.onnx")
+        load_engine(tmp_path / "b.onnx")
     assert "\n" not in str(caught.value)
 
 
@@ -177,7 +177,7 @@ def test_damaged_files_are_refused_in_one_line(exported: Path, tmp_path: Path) -
     for bad in (b"", b"garbage" * 50, good[:100], good[: len(good) // 2], good[:-1]):
         (tmp_path / "b.onnx").write_bytes(bad)
         with pytest.raises(InputError, match=r"b\.onnx: ") as caught:
-            load_onnx(tmp_path / "b.onnx")
+            load_engine(tmp_path / "b.onnx")
         assert "\n" not in str(caught.value)
 
 
@@ -196,7 +196,7 @@ def test_where_weights_are_needed_it_is_refused(exported: Path, tmp_path, capsys
 
 
 def test_without_cuda_in_onnxruntime_it_says_so_and_uses_the_cpu(exported, monkeypatch, caplog):
-    model = load_onnx(exported / "a.onnx").model
+    model = load_engine(exported / "a.onnx").model
     assert model.to("cpu") is model
     session = model._session(torch.device("cuda", 0))
     assert session is model._session(torch.device("cpu"))

@@ -14,7 +14,7 @@ from geopose.data.heights import read_agl_m
 from geopose.errors import RunError
 from geopose.inference.engines import backends, openvino_engine
 from geopose.inference.engines.backends import prepare
-from geopose.inference.engines.openvino_engine import OpenVinoNetwork, has_openvino
+from geopose.inference.engines.openvino_engine import GraphNetwork, OpenVinoNetwork, has_openvino
 from geopose.inference.engines.precision import resolve_precision
 from geopose.inference.submission.command import submit
 from tests.tiny_networks import VARIANTS, answers, network
@@ -129,7 +129,7 @@ class Turns:
 @needs_openvino
 def test_one_compiled_network_at_a_time_has_memory_for_its_maps(monkeypatch):
     log: list[str] = []
-    monkeypatch.setattr(OpenVinoNetwork, "_working", None)
+    monkeypatch.setattr(GraphNetwork, "_working", None)
     networks = {name: OpenVinoNetwork(network("published b6"), "fp32") for name in "ab"}
     small, large = torch.Size((1, 3, 64, 64)), torch.Size((1, 3, 64, 96))
     for name, one in networks.items():
@@ -207,8 +207,8 @@ def test_a_failure_at_an_image_says_what_to_do(monkeypatch):
 @needs_openvino
 def test_nothing_is_reported_to_anyone():
     code = (
-        "import sys; from geopose.inference.engines.openvino_engine import _openvino; _openvino(); "
-        "import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
+        "from geopose.inference.engines.openvino_engine import openvino_package; "
+        "openvino_package(); import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

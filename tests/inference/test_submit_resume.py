@@ -23,10 +23,10 @@ from geopose.data.heights import read_agl_m
 from geopose.data.rgb import write_png
 from geopose.data.vflow import read_vflow
 from geopose.files import lock, stamp
-from geopose.inference import dry_run, run
+from geopose.inference import dry_run
 from geopose.inference.pipeline.progress import PART
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
-from geopose.inference.submission import tasks
+from geopose.inference.submission import leader, tasks
 from geopose.inference.submission.command import submit
 from geopose.inference.workers.coordinator import Coordinator
 from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
@@ -115,7 +115,7 @@ def only_predictions(path: Path) -> stamp.FileStamp:
 
 
 def test_a_finished_run_is_kept_as_it_is(job, caplog, monkeypatch):
-    monkeypatch.setattr(run, "build_ensemble", lambda *_: pytest.fail("loaded the models"))
+    monkeypatch.setattr(leader, "build_ensemble", lambda *_: pytest.fail("loaded the models"))
     archive = job.archive.stat()
     with caplog.at_level("INFO"):
         assert job.redone() == set()
@@ -241,7 +241,7 @@ def test_force_starts_over(job):
 
 
 def test_pictures_are_added_without_predicting_again(job, monkeypatch):
-    monkeypatch.setattr(run, "build_ensemble", lambda *_: pytest.fail("loaded the models"))
+    monkeypatch.setattr(leader, "build_ensemble", lambda *_: pytest.fail("loaded the models"))
     archive = job.archive.stat()
     assert job.redone("--visualize") == set()
     pictures = job.out / "visualization"

@@ -24,6 +24,7 @@ import geopose
 from geopose.checkpoints.formats.contents import check_network, weights_of, with_network
 from geopose.checkpoints.formats.facts import LABELS_CONVERTED
 from geopose.checkpoints.formats.given import GivenNetwork
+from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.pickles import ALLOWED
 from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
 from geopose.checkpoints.formats.safetensors_file import read_safetensors
@@ -34,6 +35,7 @@ from geopose.files.atomic import atomic_path
 from geopose.files.kinds import foreign_kind
 
 ONNX = ".onnx"
+ENGINE_FILES = (ONNX, INT8)  # files that hold a network to run, and no weights to take
 SAVED_VERSIONS = ("timm", "pytorch-toolbelt", "albumentations", "numpy")
 UNITS = {"agl": "m", "magnitude": "px", "scale": "px/m", "angle": "rad", "gsd": "m/px"}
 
@@ -151,10 +153,10 @@ def load_weights(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
-    if path.suffix == ONNX:
+    if path.suffix in ENGINE_FILES:
         raise InputError(
-            f"{path}: an .onnx file can be run as a model, but gives no weights; use the .pth or "
-            ".safetensors file that it was made of"
+            f"{path}: an {path.suffix} file can be run as a model, but gives no weights; use "
+            "the .pth or .safetensors file that it was made of"
         )
     check_kind(path)
     content = read_safetensors(path) if path.suffix == SAFETENSORS else _read_pickled(path)

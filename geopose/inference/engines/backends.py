@@ -64,7 +64,7 @@ def prepare(model: nn.Module, backend: str, precision: str) -> Engine:
 
     Args:
         model: from a checkpoint, float32 in eval mode; it may be changed in place. One that is an
-            engine already (an .onnx file) comes back as it is.
+            engine already (an .onnx or .int8 file) comes back.
         backend: "torch", "compile" or "openvino"; as resolved for the device.
         precision: as resolved for the device.
 
@@ -73,6 +73,7 @@ def prepare(model: nn.Module, backend: str, precision: str) -> Engine:
             runs without it; a warning says so.
     """
     if isinstance(model, Engine):
+        model.computes_in(precision)
         return model
     if backend == OPENVINO:
         try:

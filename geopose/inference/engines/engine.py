@@ -14,6 +14,13 @@ class Engine(nn.Module):
 
     uses_torch_memory = True
 
+    def computes_in(self, precision: str) -> None:
+        """Chooses the numbers of what an engine's file leaves open, before the first image.
+
+        Args:
+            precision: as resolved for the device.
+        """
+
     @abstractmethod
     def forward(self, image: Tensor, gsd_m: Tensor) -> dict[str, Tensor]:
         """Predicts the pose of every image.

@@ -9,9 +9,6 @@ import onnxruntime.capi.onnxruntime_pybind11_state
 import torch
 from torch import Tensor
 
-from geopose.checkpoints.formats.given import GivenNetwork
-from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.checkpoints.load import read_facts
 from geopose.errors import InputError, RunError, one_line
 from geopose.inference.engines.engine import Engine
 from geopose.models.exportable import INPUTS, OUTPUTS, named_outputs
@@ -29,20 +26,6 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (  # onnxruntime's own have no co
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
-
-
-def load_onnx(path: Path, given: GivenNetwork | None = None) -> LoadedModel:
-    """The network of an .onnx file, and what the file says of it.
-
-    Args:
-        path: the file.
-        given: a network that somebody named beside it, which is refused.
-
-    Raises:
-        InputError: a file that says nothing of its network, or that onnxruntime cannot run.
-    """
-    facts = read_facts(path, given)
-    return LoadedModel.from_facts(OnnxNetwork(path), facts, str(path))
 
 
 class OnnxNetwork(Engine):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +46,7 @@ def has_openvino() -> bool:
     return importlib.util.find_spec(_PACKAGE) is not None
 
 
-def _openvino() -> Any:
+def openvino_package() -> Any:
     # At import OpenVINO reports its use to its makers, if this package of theirs can be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino  # takes a while, and is rarely needed
@@ -54,15 +55,45 @@ def _openvino() -> Any:
 
 
 @cache
-def _core() -> Any:
+def openvino_core() -> Any:
     """OpenVINO's state. On processors with AMX each one changes where signals of the process are
     handled, and leaves that place invalid when it goes; so there is one, and it stays.
     """
-    return _openvino().Core()
+    return openvino_package().Core()
 
 
-class OpenVinoNetwork(Engine):
-    """A network that is compiled anew for each size of image.
+@dataclass(frozen=True)
+class HeadsGraph:
+    """OpenVINO's graph of a network up to its heads.
+
+    Attributes:
+        graph: image N x 3 x H x W and gsd N x 1, of any size -> what the heads give.
+        given: which of `HeadOutputs` that are, in their order.
+        stride: of the network. head_stride: of its height head.
+    """
+
+    graph: Any
+    given: tuple[str, ...]
+    stride: int
+    head_stride: int
+
+
+def heads_graph(model: GeoposeUNetModel) -> HeadsGraph:
+    """The graph of a network, from the cache if it was made before.
+
+    Args:
+        model: in eval mode, on the CPU.
+
+    Raises:
+        Exception: the network has a part that OpenVINO does not know, or does otherwise.
+    """
+    heads = _heads(model, *_example())._asdict().items()
+    given = tuple(name for name, value in heads if value is not None)
+    return HeadsGraph(_converted(model), given, model.stride, int(model.agl_head.stride))  # type: ignore[arg-type]
+
+
+class GraphNetwork(Engine):
+    """A graph that is compiled anew for each size of image.
 
     With free sizes OpenVINO takes nearly twice the memory and is slower (b7_unet at 2048 px in
     float32: 13.5 GB, 52 s). Only one compiled network has memory for its maps at a time: where
@@ -70,21 +101,15 @@ class OpenVinoNetwork(Engine):
     altogether, and is compiled again at its turn: nine of b7_unet would hold 3 GB of weights.
 
     Args:
-        model: in eval mode, on the CPU.
+        heads: the graph.
         precision: fp32 or bf16.
-
-    Raises:
-        Exception: the network has a part that OpenVINO does not know, or does otherwise.
     """
 
-    _working: tuple[ReferenceType["OpenVinoNetwork"], torch.Size] | None = None
+    _working: tuple[ReferenceType["GraphNetwork"], torch.Size] | None = None
 
-    def __init__(self, model: GeoposeUNetModel, precision: str) -> None:
+    def __init__(self, heads: HeadsGraph, precision: str) -> None:
         super().__init__()
-        self._stride, self._head_stride = model.stride, int(model.agl_head.stride)  # type: ignore[arg-type]
-        heads = _heads(model, *_example())._asdict().items()
-        self._given = [name for name, value in heads if value is not None]
-        self._graph, self._precision = _converted(model), precision
+        self._heads, self._precision = heads, precision
         self._requests: OrderedDict[torch.Size, Any] = OrderedDict()
 
     def forward(self, image: Tensor, gsd_m: Tensor) -> dict[str, Tensor]:
@@ -98,18 +123,18 @@ class OpenVinoNetwork(Engine):
                 f"OpenVINO failed on an input of {size} ({one_line(error, 200)}); use "
                 "inference.backend=torch"
             ) from error
-        given = dict(zip(self._given, found, strict=True))
+        given = dict(zip(self._heads.given, found, strict=True))
         heads = HeadOutputs(*(given.get(name) for name in HeadOutputs._fields))  # type: ignore[arg-type]
-        return finish(heads, image.shape[-2:], self._stride, self._head_stride)
+        return finish(heads, image.shape[-2:], self._heads.stride, self._heads.head_stride)
 
     def _take_turn(self, shape: torch.Size) -> None:
         """Has whoever worked last, or this network at another size, give back its memory."""
-        if OpenVinoNetwork._working is not None:
-            reference, size = OpenVinoNetwork._working
+        if GraphNetwork._working is not None:
+            reference, size = GraphNetwork._working
             last = reference()
             if last is not None and (last is not self or size != shape):
                 last._give_back(size)
-        OpenVinoNetwork._working = ref(self), shape
+        GraphNetwork._working = ref(self), shape
 
     def _give_back(self, shape: torch.Size) -> None:
         """The memory of maps of a shape; with large ones that of the weights, too."""
@@ -125,8 +150,23 @@ class OpenVinoNetwork(Engine):
             return self._requests[shape]
         while len(self._requests) >= _SIZES_KEPT:
             self._requests.popitem(last=False)
-        self._requests[shape] = _compiled(self._graph, shape, self._precision)
+        self._requests[shape] = _compiled(self._heads.graph, shape, self._precision)
         return self._requests[shape]
+
+
+class OpenVinoNetwork(GraphNetwork):
+    """A loaded network, converted.
+
+    Args:
+        model: in eval mode, on the CPU.
+        precision: fp32 or bf16.
+
+    Raises:
+        Exception: see `heads_graph`.
+    """
+
+    def __init__(self, model: GeoposeUNetModel, precision: str) -> None:
+        super().__init__(heads_graph(model), precision)
 
 
 def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
@@ -139,7 +179,7 @@ def _compiled(graph: Any, shape: torch.Size, precision: str) -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # processes side by side would all take the first cores
     }
-    return _core().compile_model(graph, "CPU", settings).create_infer_request()
+    return openvino_core().compile_model(graph, "CPU", settings).create_infer_request()
 
 
 def _infer(request: Any, image: Tensor, gsd_m: Tensor) -> list[Tensor]:
@@ -175,7 +215,7 @@ def _kept(folder: Path) -> Any:
     """The graph in a folder of the cache, or None."""
     try:
         if (folder / _FILE).is_file():
-            return _core().read_model(folder / _FILE)
+            return openvino_core().read_model(folder / _FILE)
     except (OSError, RuntimeError) as error:
         logger.warning("%s: cannot be used, converting again (%s)", folder, one_line(error, 200))
         shutil.rmtree(folder, ignore_errors=True)
@@ -188,8 +228,8 @@ def _keep(graph: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
         part = Path(name) / "part"
         part.mkdir()
-        _openvino().save_model(graph, part / _FILE, compress_to_fp16=False)
-        _core().read_model(part / _FILE)  # notices a file that is too short
+        openvino_package().save_model(graph, part / _FILE, compress_to_fp16=False)
+        openvino_core().read_model(part / _FILE)  # notices a file that is too short
         part.rename(folder)
 
 
@@ -221,11 +261,24 @@ def _convert(model: GeoposeUNetModel) -> Any:
         warnings.simplefilter("ignore")  # of torch's tracer, about itself
         traced = torch.jit.trace(ExportableHeads(model).eval(), _example(), check_trace=False)
         frozen = torch.jit.freeze(traced)  # folds BatchNorm, after which the rest takes seconds
-        graph = _openvino().convert_model(frozen, example_input=_example())
+        graph = openvino_package().convert_model(frozen, example_input=_example())
     for port, name in zip(graph.inputs, INPUTS, strict=True):
         port.get_tensor().set_names({name})
     graph.reshape({INPUTS[0]: [-1, 3, -1, -1], INPUTS[1]: [-1, 1]})
     return graph
+
+
+def graph_to_bytes(graph: Any) -> tuple[bytes, bytes]:
+    """A graph as OpenVINO writes it: its XML, and its weights."""
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / _FILE
+        openvino_package().save_model(graph, file, compress_to_fp16=False)
+        return file.read_bytes(), file.with_suffix(".bin").read_bytes()
+
+
+def graph_from_bytes(graph: bytes, weights: bytes) -> Any:
+    """The reverse of `graph_to_bytes`; RuntimeError where OpenVINO cannot read it."""
+    return openvino_core().read_model(graph, weights)
 
 
 def _digest(model: nn.Module) -> str:

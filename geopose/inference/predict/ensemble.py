@@ -87,11 +87,22 @@ class Member(nn.Module):
             image: RGB, N x 3 x H x W, uint8 (or the same range as float, after a zoom).
             gsd_m: N x 1, metres per pixel of this image.
         """
+        found = self._run(*self.shown(image, gsd_m))
+        return found if self.downsample == 1 else self._at_size(found, image.shape[-2:])
+
+    def shown(self, image: Tensor, gsd_m: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network takes of an image: planes in its order, normalised, and their gsd.
+
+        They are reduced by area; an edge that does not divide is repeated.
+        """
         planes = (image if self.channel_order == "rgb" else image.flip(1)).float()
         planes = (planes - self.mean) / self.std
         if self.downsample == 1:
-            return self._run(planes, gsd_m)
-        return self._run_reduced(planes, gsd_m)
+            return planes, gsd_m
+        factor = self.downsample
+        height, width = planes.shape[-2:]
+        planes = F.pad(planes, (0, -width % factor, 0, -height % factor), mode="replicate")
+        return F.avg_pool2d(planes, factor), gsd_m * self._pixels
 
     def _run(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
         """Raises RunError for outputs of another size than the image: they are none of it."""
@@ -107,17 +118,18 @@ class Member(nn.Module):
                 )
         return found._replace(direction=real_directions(found.direction))
 
-    def _run_reduced(self, planes: Tensor, gsd_m: Tensor) -> Prediction:
-        """Reduces by area, predicts, enlarges; an edge that does not divide is repeated."""
-        factor = self.downsample
-        height, width = planes.shape[-2:]
-        planes = F.pad(planes, (0, -width % factor, 0, -height % factor), mode="replicate")
-        pixels = factor if self.scale_is_downsampled else 1  # see LoadedModel
-        reduced = self._run(F.avg_pool2d(planes, factor), gsd_m * pixels)
+    @property
+    def _pixels(self) -> int:
+        """Of the image for one that its scale and gsd belong to, see LoadedModel."""
+        return self.downsample if self.scale_is_downsampled else 1
+
+    def _at_size(self, reduced: Prediction, size: torch.Size) -> Prediction:
+        """The prediction of a reduced image, enlarged."""
+        height, width = size
         return reduced._replace(
             agl_m=self._enlarge(reduced.agl_m)[..., :height, :width],
-            magnitude_px=self._enlarge(reduced.magnitude_px)[..., :height, :width] * pixels,
-            scale_px_per_m=reduced.scale_px_per_m * pixels,
+            magnitude_px=self._enlarge(reduced.magnitude_px)[..., :height, :width] * self._pixels,
+            scale_px_per_m=reduced.scale_px_per_m * self._pixels,
         )
 
     def _enlarge(self, maps: Tensor) -> Tensor:
