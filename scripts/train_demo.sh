@@ -2,16 +2,19 @@
 # Trains the demonstration network that the package carries (--model demo), on synthetic scenes alone,
 # and scores it on scenes that it has not seen. Its weights, config, range of gsd, recipe and hash go
 # into geopose/demo/demo.pth; figures into runs/demo/score.json and from there into docs/models.md.
-#   ./scripts/train_demo.sh [MINUTES [SCENES]]   of training, after that many scenes of each of the
-#                                                four cities are made (default 8 and 20)
+#   ./scripts/train_demo.sh [MINUTES [SCENES [DSM.tif ...]]]
+# MINUTES of training (default 45), after SCENES of each of the four cities (default 60) are made, and
+# as many of each surface model that is given (0.5 m cells), with invented textures.
 # What is already under runs/demo is reused; remove that folder to start over.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-minutes=${1:-8}
-train=${2:-20}
+minutes=${1:-45}
+train=${2:-60}
+shift $(($# < 2 ? $# : 2))
+surfaces=()
+[ $# -gt 0 ] && surfaces=(--dsm "$@" --dsm-cell 0.5)
 test=6
 seed=1        # scripts/quickstart.sh renders with seed 0: none of its scenes are among these
-augmentations=light
 processes=$("$PYTHON" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))')
 out=runs/demo
 data=$out/data
@@ -20,21 +23,21 @@ model=geopose/demo/demo.pth
 step() { echo "== $1" >&2; }
 
 step "1/4 synthetic scenes: $train of each city to learn from, $test to score"
-"$PYTHON" -m geopose.sample_city --out "$data" --train "$train" --test "$test" --size 512 \
-    --seed "$seed" --workers "$processes"
+"$PYTHON" -m geopose.sample_city --out "$data" --train "$train" --test "$test" --size 640 \
+    --preset real "${surfaces[@]}" --seed "$seed" --workers "$processes"
 "$PYTHON" convert_j2k.py --data-dir "$data" --workers "$processes"
 
 step "2/4 train for $minutes minutes on $processes processes"
 OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
-    train.py model=sample_unet loss=huber_cos_flow optimizer=sample scheduler=sample train=sample \
-    train.augmentations="$augmentations" batch_size=4 dataset.data_dir="$data" \
+    train.py model=sample_unet loss=flow_first optimizer=sample scheduler=sample train=sample_real \
+    batch_size=8 dataset.data_dir="$data" \
     experiment="$training" train.max_minutes="$minutes"
 
 step "3/4 export"
 mkdir -p "$(dirname "$model")"
-"$PYTHON" -m geopose.checkpoints export "$training/checkpoints_mean_r2/best.pth" "$model" --force \
-    --recipe "scripts/train_demo.sh $minutes: sample_unet on 4 x $train synthetic scenes of 512 x 512 px \
-(seed $seed), augmentations $augmentations, $minutes minutes on $processes CPU processes"
+"$PYTHON" -m geopose.checkpoints export "$training/checkpoints_mean_r2_ema/best.pth" "$model" --force \
+    --recipe "scripts/train_demo.sh $minutes: sample_unet, flow_first, sample_real on $train synthetic scenes of \
+640 x 640 px of each city and of $# surface models (preset real, seed $seed), $minutes minutes on $processes CPU processes"
 "$PYTHON" -m geopose.checkpoints info "$model"
 
 step "4/4 score on the scenes that it has not seen"
