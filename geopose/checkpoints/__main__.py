@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from geopose.checkpoints.export import (
     DEEPNESS,
@@ -133,6 +134,59 @@ def _limit(text: str) -> float:
     return value
 
 
+def _add_quantize(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    quantize = commands.add_parser(
+        "quantize",
+        parents=parents,
+        help="the network in 8 bits for a CPU, calibrated on your images",
+        description="Weights and maps in 8 bits, calibrated on images of a data directory. Where "
+        "they have truth, the official score is measured before and after, and a file that loses "
+        "too much is not written. Needs the extra int8; running the file needs openvino alone.",
+    )
+    quantize.add_argument("file", metavar="FILE")
+    quantize.add_argument("output", type=Path, metavar="OUT", help=INT8)
+    add_data_options(quantize)
+    quantize.add_argument(
+        "--split", choices=SPLITS, default="train", help="whose images (default: %(default)s)"
+    )
+    quantize.add_argument(
+        "--images",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="to calibrate on (default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--size",
+        type=positive_int,
+        default=1024,
+        metavar="PX",
+        help="of larger images a part with this side is shown for that (default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--measure",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="images with truth to measure the score on, whole, other ones if there are any "
+        "(default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--tta",
+        choices=["null", *(name for name in TTA_NAMES if name)],
+        default="d4",
+        help="views for that (default: %(default)s)",
+    )
+    quantize.add_argument(
+        "--max-drop",
+        type=_limit,
+        metavar="X",
+        help=f"of the score, beyond which nothing is written (default: {MAX_DROP} where there is "
+        "truth)",
+    )
+    quantize.set_defaults(run=_quantize)
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m geopose.checkpoints",
@@ -205,56 +259,7 @@ def _parser() -> ArgumentParser:
     )
     export.set_defaults(run=_export)
 
-    quantize = commands.add_parser(
-        "quantize",
-        parents=[network, force],
-        help="the network in 8 bits for a CPU, calibrated on your images",
-        description="Weights and maps in 8 bits, calibrated on images of a data directory. Where "
-        "they have truth, the official score is measured before and after, and a file that loses "
-        "too much is not written. Needs the extra int8; running the file needs openvino alone.",
-    )
-    quantize.add_argument("file", metavar="FILE")
-    quantize.add_argument("output", type=Path, metavar="OUT", help=INT8)
-    add_data_options(quantize)
-    quantize.add_argument(
-        "--split", choices=SPLITS, default="train", help="whose images (default: %(default)s)"
-    )
-    quantize.add_argument(
-        "--images",
-        type=positive_int,
-        default=64,
-        metavar="N",
-        help="to calibrate on (default: %(default)s)",
-    )
-    quantize.add_argument(
-        "--size",
-        type=positive_int,
-        default=1024,
-        metavar="PX",
-        help="of larger images a part with this side is shown for that (default: %(default)s)",
-    )
-    quantize.add_argument(
-        "--measure",
-        type=positive_int,
-        default=16,
-        metavar="N",
-        help="images with truth to measure the score on, whole, other ones if there are any "
-        "(default: %(default)s)",
-    )
-    quantize.add_argument(
-        "--tta",
-        choices=["null", *(name for name in TTA_NAMES if name)],
-        default="d4",
-        help="views for that (default: %(default)s)",
-    )
-    quantize.add_argument(
-        "--max-drop",
-        type=_limit,
-        metavar="X",
-        help=f"of the score, beyond which nothing is written (default: {MAX_DROP} where there is "
-        "truth)",
-    )
-    quantize.set_defaults(run=_quantize)
+    _add_quantize(commands, [network, force])
     return parser
 
 

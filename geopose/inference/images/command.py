@@ -1,11 +1,11 @@
 """The command predict.py: images of any kind and size in, map-ready products out."""
 
-import logging
 import math
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,13 +31,11 @@ from geopose.inference.workers.coordinator import Coordinator
 from geopose.inference.workers.launch import (
     launched_coordinator,
     process_count,
+    run_until_stopped,
     spawned_coordinator,
-    stop_on_signals,
 )
 
-logger = logging.getLogger(__name__)
-
-_TILE_PX, _OVERLAP_PX = 1024, 256
+_TILE_PX = 1024
 _LEAST_TILE_PX = 64
 
 
@@ -46,7 +44,7 @@ def predict(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.nproc is not None and distributed.launched():
         raise InputError("--nproc: torchrun has started the processes already; leave it out")
-    job = _job(arguments)
+    job = _job_with(arguments, arguments.model, None)
     processes = distributed.world_size()
     if not distributed.launched():
         processes = process_count(arguments.nproc)
@@ -54,31 +52,15 @@ def predict(argv: Sequence[str] | None = None) -> None:
         if distributed.is_main():
             dry_run(job, processes)
         return
+    work = partial(run_inference, job)
     coordinator: AbstractContextManager[Coordinator]
     if distributed.launched():
         coordinator = launched_coordinator()
     elif processes > 1:
-        coordinator = spawned_coordinator(processes, _Work(job))
+        coordinator = spawned_coordinator(processes, work)
     else:
         coordinator = nullcontext(Coordinator.alone())
-    with stop_on_signals():
-        try:
-            with coordinator as members:
-                run_inference(job, members)
-        except (KeyboardInterrupt, SystemExit):
-            if distributed.is_main():
-                logger.error("stopped; what is finished is kept, run again to go on")
-            raise
-
-
-class _Work:
-    """What a spawned process does."""
-
-    def __init__(self, job: ImagesJob) -> None:
-        self._job = job
-
-    def __call__(self, coordinator: Coordinator) -> None:
-        run_inference(self._job, coordinator)
+    run_until_stopped(coordinator, work)
 
 
 class _Options(ArgumentParser):
@@ -134,12 +116,13 @@ def _parser(kind: type[ArgumentParser] = ArgumentParser) -> ArgumentParser:
     return parser
 
 
-def _job(arguments: Namespace) -> ImagesJob:
-    """Checks all arguments, and fetches the models, before anything is written."""
+def _job_with(arguments: Namespace, model: str | None, config: InferenceConfig | None) -> ImagesJob:
+    """The job of a command's arguments; `config`: the models, where they are there already."""
     choice, options = product_choice(arguments), _image_options(arguments)
     images = find_images(arguments.images)
     check_folder_target(arguments.out, "--out")
-    config = resolve_model(arguments.model, _overrides(arguments))
+    if config is None:
+        config = resolve_model(model, _overrides(arguments))
     return ImagesJob(
         replace(config, submission_dir=arguments.out),
         images,
@@ -148,7 +131,7 @@ def _job(arguments: Namespace) -> ImagesJob:
         arguments.flow,
         arguments.local_flow,
         None if options.native_gsd else known_gsd(config),
-        in_words(arguments.model),
+        in_words(model),
         arguments.force,
     )
 
@@ -176,20 +159,7 @@ def job_for(
             words += [f"--{name.replace('_', '-')}", str(value)]
     if refused := {"model", "tta", "precision", "nproc", "dry_run"} & set(options):
         raise InputError(f"{', '.join(sorted(refused))}: not an option of one image; see load()")
-    arguments = _parser(_Options).parse_args(words)
-    choice, image_options = product_choice(arguments), _image_options(arguments)
-    check_folder_target(out, "out")
-    return ImagesJob(
-        replace(config, submission_dir=out),
-        find_images([str(image)]),
-        image_options,
-        choice,
-        arguments.flow,
-        arguments.local_flow,
-        None if image_options.native_gsd else known_gsd(config),
-        in_words(model),
-        arguments.force,
-    )
+    return _job_with(_parser(_Options).parse_args(words), model, config)
 
 
 def _overrides(arguments: Namespace) -> list[str]:

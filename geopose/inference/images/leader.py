@@ -26,6 +26,7 @@ from geopose.inference.predict.tta import Tta
 from geopose.inference.resume.again import Finished
 from geopose.inference.resume.manifest import Journal
 from geopose.inference.resume.settings import fingerprint
+from geopose.products.selection import PAGE_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +159,9 @@ class ImagesLeader(Leader):
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(self.root, "--out")
-            for path in partial_files(self.root, ".*"):
-                path.unlink()
+            for folder in (self.root, self.root / PAGE_FOLDER):
+                for path in partial_files(folder, ".*"):
+                    path.unlink()
             return lock
         except OSError as error:
             raise InputError(f"--out: cannot write to {self.root}: {error.strerror}") from error

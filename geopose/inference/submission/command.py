@@ -3,7 +3,6 @@
 Both do the same; submit_ddp.py starts the processes itself unless a launcher did.
 """
 
-import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,11 +25,9 @@ from geopose.inference.workers.coordinator import Coordinator
 from geopose.inference.workers.launch import (
     launched_coordinator,
     process_count,
+    run_until_stopped,
     spawned_coordinator,
-    stop_on_signals,
 )
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,11 +158,4 @@ def _start(
         if distributed.is_main():
             job.explain(processes)
         return
-    with stop_on_signals():
-        try:
-            with coordinator as members:
-                job.run(members)
-        except (KeyboardInterrupt, SystemExit):
-            if distributed.is_main():
-                logger.error("stopped; what is finished is kept, run again to go on")
-            raise
+    run_until_stopped(coordinator, job.run)

@@ -4,6 +4,7 @@ Ports are chosen by the system or by the launcher. No process waits for another 
 call; the leader sees that one is lost by its exit code, or by its silence.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from multiprocessing.context import SpawnProcess
 
@@ -26,6 +27,8 @@ from geopose.inference.workers.coordinator import Coordinator
 from geopose.system.cores import usable_cores
 from geopose.system.devices import use_device
 
+logger = logging.getLogger(__name__)
+
 _HOST = "127.0.0.1"
 _MEETING_TIME = timedelta(minutes=5)
 _PULSE_S = 0.2
@@ -39,7 +42,7 @@ _STOPPING_S = 60.0  # to finish the file it writes and the layer it computes
 
 @contextmanager
 def spawned_coordinator(
-    processes: int, work: Callable[[Coordinator], None]
+    processes: int, work: Callable[[Coordinator], object]
 ) -> Iterator[Coordinator]:
     """Starts processes on this machine; gives the view of a leader that does not work itself.
 
@@ -87,7 +90,7 @@ def _end(children: list[SpawnProcess], patience_s: float) -> None:
             child.join(None if seconds is None else max(0.0, until - time.monotonic()))
 
 
-def _child(rank: int, processes: int, port: int, work: Callable[[Coordinator], None]) -> None:
+def _child(rank: int, processes: int, port: int, work: Callable[[Coordinator], object]) -> None:
     """One of the spawned processes."""
     os.environ.update(
         RANK=str(rank),
@@ -165,6 +168,20 @@ def process_count(wanted: int | None) -> int:
             "CUDA_VISIBLE_DEVICES to nothing"
         )
     return wanted
+
+
+def run_until_stopped(
+    coordinator: AbstractContextManager[Coordinator], work: Callable[[Coordinator], object]
+) -> None:
+    """Does a run's work with its processes; a signal ends it in good order, which is said."""
+    with stop_on_signals():
+        try:
+            with coordinator as members:
+                work(members)
+        except (KeyboardInterrupt, SystemExit):
+            if distributed.is_main():
+                logger.error("stopped; what is finished is kept, run again to go on")
+            raise
 
 
 # ---------------------------------------------------------------- processes of a launcher
