@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -294,3 +295,32 @@ def test_tiles_leave_no_seams(tmp_path):
         beside = {b + d for b in borders for d in range(-8, 9)} - borders
         assert len(borders) >= 8
         assert steps[sorted(borders)].mean() < 1.05 * steps[sorted(beside)].mean()
+
+
+def test_a_mask_inside_a_cloud_optimised_file_is_no_data(tmp_path, model):
+    plain, cog = tmp_path / "plain.tif", tmp_path / "a.tif"
+    geotiff(plain, picture(90, 80))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        with rasterio.open(plain, "r+") as dataset:
+            known = np.full((90, 80), 255, np.uint8)
+            known[:, :30] = 0
+            dataset.write_mask(known)
+        rasterio.shutil.copy(plain, cog, driver="COG")
+    assert run(cog, *small(model, tmp_path / "out", "--native-gsd")) == 0
+    agl_m, _, _ = heights(tmp_path / "out", "a")
+    np.testing.assert_array_equal(np.isfinite(agl_m), known > 0)
+
+
+def test_a_mosaic_file_that_disagrees_with_its_tiles_is_one_line(tmp_path, model, capsys):
+    geotiff(tmp_path / "a_R1C1.tif", picture(64, 64))
+    (tmp_path / "a.IMD").write_text("numRows = 640;\nnumColumns = 640;\nbandId = RGB;\nEND;\n")
+    (tmp_path / "a.TIL").write_text(
+        'bandId = "RGB";\nnumTiles = 1;\ntileSizeX = 640;\ntileSizeY = 640;\n'
+        'BEGIN_GROUP = TILE_1\n\tfilename = "a_R1C1.tif";\n\tULColOffset = 0;\n\tULRowOffset = 0;\n'
+        "\tLRColOffset = 639;\n\tLRRowOffset = 639;\nEND_GROUP = TILE_1\nEND;\n"
+    )
+    code = run(tmp_path / "a.TIL", *small(model, tmp_path / "out", "--gsd", "0.5"))
+    said = capsys.readouterr().err.splitlines()
+    assert code in (1, 2)
+    assert said[-1].startswith("error: ")
+    assert "a.TIL" in said[-1]
