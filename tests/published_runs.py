@@ -9,11 +9,11 @@ import torch
 from geopose import keys
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
-from geopose.data.dataset import normalize_image
 from geopose.data.heights import read_agl_m
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.inference.submission.command import submit
+from geopose.models.normalization import normalize_image
 from tests.tiny_run import run_script, write_config
 
 NOTHING = {"checkpoint": None, "transfer_encoder_decoder": None, "transfer": None}

@@ -15,7 +15,7 @@ from geopose.checkpoints.export import (
     write_for_deepness,
     write_network,
 )
-from geopose.checkpoints.formats.given import CHANNEL_ORDERS, GivenNetwork, read_network
+from geopose.checkpoints.formats.given import GivenNetwork, read_network
 from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.pth import ONNX, load_checkpoint
 from geopose.checkpoints.info import describe
@@ -28,6 +28,7 @@ from geopose.data.layouts.splits import SPLITS, add_data_options
 from geopose.errors import InputError, one_line, printable
 from geopose.files.config_folder import shipped_or_own
 from geopose.inference.predict.tta import TTA_NAMES
+from geopose.models.normalization import CHANNEL_ORDERS
 from geopose.quantization.command import MAX_DROP, Options, write_quantized
 
 _LONGEST = 2000  # characters of a line of `info`; what follows is no description any more

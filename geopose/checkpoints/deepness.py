@@ -21,7 +21,6 @@ from geopose import keys
 from geopose.checkpoints.formats.facts import facts_to_text
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.onnx_file import traced, write_onnx
-from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.models.exportable import Traceable
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,8 @@ class HeightNetwork(Traceable):
         self._is_bgr = loaded.channel_order == "bgr"
         self._factor = loaded.downsample
         self._gsd_m = gsd_m * (loaded.downsample if loaded.scale_is_downsampled else 1)
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1), persistent=False)
+        for name, planes in zip(("mean", "std"), loaded.normalization.planes(), strict=True):
+            self.register_buffer(name, planes, persistent=False)
 
     def forward(self, rgb: Tensor) -> Tensor:
         """N x 3 x S x S -> N x 1 x S x S; S must be a multiple of the reduction."""

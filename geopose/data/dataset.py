@@ -26,11 +26,8 @@ from geopose.data.rgb import open_image
 from geopose.data.targets import make_targets
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
+from geopose.models.normalization import CHANNEL_ORDERS, IMAGENET, Normalization, normalize_image
 from geopose.schema.numbers import is_whole
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CHANNEL_ORDERS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}
 
 _Files = tuple[Pixels, tuple[Pixels, float, float] | None]
 
@@ -49,43 +46,6 @@ class SampleError(InputError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def normalize_image(rgb: NDArray[np.uint8], channel_order: str) -> Tensor:
-    """The network's input of an image: `(x - 255 mean) / (255 std)`, channels in model order.
-
-    Args:
-        rgb: H x W x 3 uint8, channels R, G, B.
-        channel_order: "rgb" or "bgr", a property of the model. The mean and deviation are applied
-            to the first, second and third channel in either order, as the published models were
-            trained.
-
-    Returns:
-        3 x H x W float32 tensor.
-
-    Raises:
-        InputError: no such channel order.
-    """
-    if channel_order not in CHANNEL_ORDERS:
-        raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
-    planes = np.empty((3, *rgb.shape[:2]), dtype=np.float32)
-    statistics = zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
-    for plane, source, (mean, std) in zip(
-        planes, CHANNEL_ORDERS[channel_order], statistics, strict=True
-    ):
-        # A table of the 256 results takes a third of the time of computing every pixel.
-        table = np.arange(256, dtype=np.float32) - np.float32(255 * mean)
-        table *= np.float32(1 / (255 * std))
-        cv2.LUT(cv2.extractChannel(rgb, source), table, dst=plane)
-    return torch.from_numpy(planes)
-
-
-def denormalize_image(image: Tensor, channel_order: str) -> NDArray[np.uint8]:
-    """The picture that `normalize_image` made a tensor of: 3 x H x W -> H x W x 3 uint8 RGB."""
-    mean = 255 * torch.tensor(IMAGENET_MEAN)[:, None, None]
-    std = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
-    planes = (image.float() * std + mean).round().clamp(0, 255).to(torch.uint8).numpy()
-    return np.ascontiguousarray(np.moveaxis(planes[list(CHANNEL_ORDERS[channel_order])], 0, -1))
-
-
 class GeoposeDataset(Dataset[dict[str, Any]]):
     """Samples of a list of images.
 
@@ -98,6 +58,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         repeats: how often each image is drawn in an epoch, each time augmented anew; the length is
             `len(records) * repeats`.
         cache: keep decoded files in memory; each loader worker keeps its own.
+        normalization: of the model's input.
     """
 
     def __init__(
@@ -109,6 +70,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         repeats: int = 1,
         cache: bool = False,
+        normalization: Normalization = IMAGENET,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
@@ -118,6 +80,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             raise ValueError("an augmentation changes scale and gsd: it needs the targets")
         self.records = list(records)
         self.channel_order = channel_order
+        self.normalization = normalization
         self.augmentation = augmentation
         self.has_targets = has_targets
         self.seed = seed
@@ -161,7 +124,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             if truth is not None:
                 targets = make_targets(_all(truth[0]), *truth[1:])
         return {
-            keys.INPUT_IMAGE_KEY: normalize_image(rgb, self.channel_order),
+            keys.INPUT_IMAGE_KEY: normalize_image(rgb, self.channel_order, self.normalization),
             keys.INPUT_IMAGE_ID_KEY: record.image_id,
             keys.INPUT_INDEX_KEY: index % len(self.records),
             keys.INPUT_CITY_NAME: record.city,

@@ -6,6 +6,8 @@ from geopose.construct import TARGET, as_mapping, split_target
 from geopose.errors import InputError
 from geopose.models.geopose_unet import GeoposeUNetModel
 from geopose.models.legacy import current_model_config
+from geopose.models.normalization import Normalization
+from geopose.models.timm_models import listed_normalization
 
 ChannelOrder = Literal["rgb", "bgr"]
 MODELS = {
@@ -23,7 +25,7 @@ def build_model(model_config: Any, load_pretrained: bool = True) -> GeoposeUNetM
 
     Args:
         model_config: mapping with `_target_`, encoder, decoder, agl_head, orientation_head, and
-            optionally slug and channel_order; plain or OmegaConf.
+            optionally slug, channel_order and normalization; plain or OmegaConf.
         load_pretrained: False = never look for ImageNet weights, whatever the configuration says
             (a checkpoint's weights follow).
 
@@ -46,6 +48,23 @@ def channel_order(model_config: Any) -> ChannelOrder:
     if order not in ("rgb", "bgr"):
         raise InputError(f"model.channel_order: expected rgb or bgr, got {order!r}")
     return order
+
+
+def normalization(model_config: Any) -> Normalization:
+    """Mean and deviation of the images that the network takes.
+
+    `model.normalization` is `encoder` = what timm lists for the encoder's weights, or numbers, see
+    `Normalization.from_config`; ImageNet's where nothing is said.
+
+    Raises:
+        InputError: neither.
+    """
+    parts = _parts(model_config)
+    said = parts.get("normalization")
+    if said == "encoder":
+        name = as_mapping(parts.get("encoder", {}), "model.encoder").get("name", "")
+        said = listed_normalization(str(name))
+    return Normalization.from_config(said, "model.normalization")
 
 
 def model_slug(model_config: Any) -> str:

@@ -4,27 +4,15 @@ Every encoder is a timm feature extractor. The names under which old checkpoints
 (pytorch-toolbelt's classes) are constructors of the same class here: the parameters are the same.
 """
 
-import http.client
-import logging
-import urllib.error
-import urllib.request
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import huggingface_hub
-import timm
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from geopose.errors import InputError
 from geopose.models.blocks import activation_layer
-
-logger = logging.getLogger(__name__)
-
-PROBE_SECONDS = 5.0
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-_PRETRAINED_CHOICES = {"auto": "auto", True: True, False: False, "true": True, "false": False}
+from geopose.models.timm_models import bare_model, feature_extractor
+from geopose.schema.numbers import is_whole
 
 
 class TimmEncoder(nn.Module):
@@ -59,7 +47,7 @@ class TimmEncoder(nn.Module):
             options["drop_path_rate"] = drop_path_rate
         if activation is not None:
             options["act_layer"] = type(activation_layer(activation))
-        self.encoder = _create(name, pretrained, options)
+        self.encoder = feature_extractor(name, pretrained, options)
         info: Any = self.encoder.feature_info
         channels, strides = info.channels(), info.reduction()
         self._maps_last_channel = getattr(self.encoder, "output_fmt", "NCHW") == "NHWC"
@@ -84,73 +72,93 @@ class TimmEncoder(nn.Module):
         return [m.permute(0, 3, 1, 2) for m in maps] if self._maps_last_channel else maps
 
 
-def _create(name: str, pretrained: bool | str, options: dict[str, Any]) -> nn.Module:
-    """The timm feature extractor, with weights as `pretrained` asks."""
-    wanted = _PRETRAINED_CHOICES.get(pretrained)
-    if wanted is None:
-        raise InputError(f"encoder.pretrained: expected auto, true or false, got {pretrained!r}")
-    with warnings.catch_warnings():
-        # timm warns that a name has a newer spelling; old checkpoints say the old one for ever.
-        warnings.filterwarnings("ignore", message="Mapping deprecated model name")
-        if not isinstance(name, str) or not timm.is_model(name):
-            raise InputError(f"encoder.name: timm knows no model {name!r} (see timm.list_models())")
+class VitEncoder(nn.Module):
+    """A plain vision transformer as a pyramid: maps of four depths, brought to four strides.
 
-        def build(**weights: Any) -> nn.Module:
-            try:
-                return timm.create_model(name, features_only=True, **weights, **options)
-            except (TypeError, AttributeError, NotImplementedError) as error:
-                raise InputError(f"encoder.name: {name} cannot be used here: {error}") from error
+    Every map of a plain transformer has the stride of its patches. As in DPT (Ranftl et al.,
+    "Vision Transformers for Dense Prediction", 2021), each is projected and then enlarged four- and
+    twofold by transposed convolutions, left, or halved by a convolution.
 
-        if wanted is False:
-            return build(pretrained=False)
-        source, problem = _find_weights(name)
-        if problem is None:
-            try:
-                return build(pretrained=True, pretrained_cfg_overlay=source)
-            except (OSError, RuntimeError, http.client.HTTPException) as error:
-                problem = str(error)
-        if wanted is True:
-            raise InputError(
-                f"encoder.pretrained: no ImageNet weights for {name}: {problem}. Connect to the "
-                "network, or fill the Hugging Face cache, or set model.encoder.pretrained=false"
-            )
-        logger.warning("%s starts from random weights: %s", name, problem)
-        return build(pretrained=False)
+    Args:
+        name: timm's model name, such as vit_large_patch16_dinov3.sat493m; images may have any size.
+        pretrained: as TimmEncoder.
+        channels: of the maps that come out, fine to coarse.
+        layers: which blocks' outputs to take, from 0; None = the ends of four equal parts.
+        drop_path_rate: stochastic depth in training.
 
+    Attributes:
+        channels, strides: of the maps that `forward` returns.
 
-def _find_weights(name: str) -> tuple[dict[str, Any] | None, str | None]:
-    """Where timm should take the weights from, or why there are none.
-
-    The cache is looked up first and given to timm as a file, so that a machine without network
-    does not wait; a quick probe then spares it the minute that the hub's retries take.
-
-    Returns:
-        (overlay of timm's pretrained config or None, problem or None).
+    Raises:
+        InputError: unknown model, one that is no plain transformer of patches of a multiple of 4
+            pixels, or layers that it does not have.
     """
-    config = get_pretrained_cfg(name)
-    if config is None or not (config.hf_hub_id or config.url):
-        return None, "timm lists no weights for it"
-    if not config.hf_hub_id:
-        return None, _probe(str(config.url))
-    for file in WEIGHT_FILES:
-        cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file)
-        if isinstance(cached, str):
-            return {"file": cached}, None
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return None, f"{config.hf_hub_id} is not in the cache, and HF_HUB_OFFLINE is set"
-    return None, _probe(huggingface_hub.constants.ENDPOINT)
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool | str = "auto",
+        channels: Sequence[int] = (96, 192, 384, 768),
+        layers: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"dynamic_img_size": True}
+        if drop_path_rate:
+            options["drop_path_rate"] = drop_path_rate
+        if layers is not None:
+            options["out_indices"] = _four(layers, f"encoder {name}: layers")
+        else:
+            options["out_indices"] = _ends_of_quarters(name)
+        self.encoder = feature_extractor(name, pretrained, options)
+        info: Any = self.encoder.feature_info
+        widths, strides = info.channels(), set(info.reduction())
+        if len(strides) != 1 or min(strides) % 4:
+            raise InputError(
+                f"encoder {name}: strides {sorted(strides)} are not those of a plain transformer "
+                "with patches of a multiple of 4 pixels; use TimmEncoder"
+            )
+        patch = int(strides.pop())
+        self.channels = tuple(_four(channels, f"encoder {name}: channels"))
+        self.strides = (patch // 4, patch // 2, patch, 2 * patch)
+        self.project = nn.ModuleList(
+            nn.Conv2d(width, out, 1) for width, out in zip(widths, self.channels, strict=True)
+        )
+        finest, fine, _, coarse = self.channels
+        self.resize = nn.ModuleList(
+            (
+                nn.ConvTranspose2d(finest, finest, 4, 4),
+                nn.ConvTranspose2d(fine, fine, 2, 2),
+                nn.Identity(),
+                nn.Conv2d(coarse, coarse, 3, 2, 1),
+            )
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Maps of `channels` x H / `strides`; H and W must be multiples of the largest stride."""
+        maps = self.encoder(image)
+        return [
+            resize(project(x))
+            for x, project, resize in zip(maps, self.project, self.resize, strict=True)
+        ]
 
 
-def _probe(url: str) -> str | None:
-    """None if the server answers anything at all within seconds, else what went wrong."""
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        return None  # an answer, even if it is a refusal of this very request
-    except (OSError, http.client.HTTPException) as error:
-        return f"{url} cannot be reached ({getattr(error, 'reason', error)})"
-    return None
+def _four(values: Any, where: str) -> list[int]:
+    if not isinstance(values, list | tuple) or len(values) != 4:
+        raise InputError(f"{where}: expected four whole numbers, got {values!r}")
+    if not all(is_whole(value, 0) for value in values):
+        raise InputError(f"{where}: expected four whole numbers, got {values!r}")
+    return list(values)
+
+
+def _ends_of_quarters(name: str) -> list[int]:
+    """The last block of each quarter of a transformer's blocks."""
+    depth = len(getattr(bare_model(name), "blocks", ()))
+    if depth < 4:
+        raise InputError(
+            f"encoder {name}: is no plain transformer of at least four blocks; use TimmEncoder"
+        )
+    return [depth * part // 4 - 1 for part in (1, 2, 3, 4)]
 
 
 def _published(name: str, default_drop_path_rate: float) -> Callable[..., TimmEncoder]:
@@ -182,6 +190,7 @@ _TOOLBELT = "pytorch_toolbelt.modules.encoders."
 _DROP_PATH_RATES = (0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2)  # toolbelt's defaults, B0 to B7
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "geopose.models.encoders.TimmEncoder": TimmEncoder,
+    "geopose.models.encoders.VitEncoder": VitEncoder,
     _TOOLBELT + "TimmEfficientNetV2": _efficientnet_v2,
     **{
         f"{_TOOLBELT}{prefix}B{i}Encoder": _published(f"tf_efficientnet_b{i}.ns_jft_in1k", rate)

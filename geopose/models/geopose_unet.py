@@ -17,7 +17,8 @@ from geopose.models.heads import AGL_HEADS, ORIENTATION_HEADS
 from geopose.models.legacy import current_model_config
 
 _PARTS = {"encoder", "decoder", "agl_head", "orientation_head"}
-_LABELS = {"slug", "channel_order"}  # of the config, for others to read; they do not build anything
+# Of the config, for others to read; they do not build anything.
+_LABELS = {"slug", "channel_order", "normalization"}
 
 
 class HeadOutputs(NamedTuple):

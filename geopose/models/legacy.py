@@ -48,7 +48,7 @@ _WITHOUT_EFFECT: dict[str, dict[str, tuple[Any, ...]]] = {
     "orientation_head": _IN_PLACE,
 }
 
-_LABELS = {"slug", "channel_order"}  # may also stand beside `config`
+_LABELS = {"slug", "channel_order", "normalization"}  # may also stand beside `config`
 _PUBLISHED_PARTS = ("encoder", "decoder", "agl_head", "orientation_head")
 _PUBLISHED_DECODER_KEYS = ("channels", "block_type", "activation", "upsample")
 _HEADS = "geopose.models.heads."

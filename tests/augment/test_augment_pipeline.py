@@ -17,11 +17,12 @@ import torch
 from geopose import keys
 from geopose.augment.build import build_augmentation
 from geopose.augment.levels import LEVELS
-from geopose.data.dataset import GeoposeDataset, denormalize_image
+from geopose.data.dataset import GeoposeDataset
 from geopose.data.heights import write_agl_cm
 from geopose.data.layout import ImageRecord
 from geopose.data.rgb import write_png
 from geopose.data.vflow import write_vflow
+from geopose.models.normalization import denormalize_image
 
 ROOF_M, GROUND_M, GSD_M, SCALE = 80.0, 1.25, 0.4, 3.0
 DOT_PX, DISC_PX, HOLE_PX = 7.0, 30, 24

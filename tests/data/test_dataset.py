@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader
 from geopose import keys
 from geopose.augment.build import build_augmentation
 from geopose.data import dataset as dataset_module
-from geopose.data.dataset import GeoposeDataset, denormalize_image, normalize_image, worker_init_fn
+from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.heights import read_agl_m, write_agl_cm
 from geopose.data.layout import ImageRecord, check_sizes
 from geopose.data.layouts.splits import read_split
 from geopose.data.rgb import read_rgb
 from geopose.errors import InputError
+from geopose.models.normalization import denormalize_image, normalize_image
 from tests.tiny_data import REALDATA, heights, smooth_rgb, write_data_dir
 
 TILES = REALDATA / "autzen_geopose_tiles"

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from geopose import keys
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.data.dataset import normalize_image
 from geopose.errors import InputError
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Prediction, Tta
+from geopose.models.normalization import Normalization, normalize_image
 
 
 class Recorder(nn.Module):
@@ -136,3 +136,12 @@ def test_impossible_ensembles():
         PoseEnsemble([], Tta.from_name(None))
     with pytest.raises(InputError, match=r"model, ensemble"):
         PoseEnsemble([member()], Tta.from_name(None), "both")
+
+
+def test_a_members_normalisation_is_its_own():
+    own = Normalization((0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
+    image = random_image()
+    chosen = Member(LoadedModel(Recorder(), {}, "bgr", 1, True, "test", normalization=own))
+    chosen(image, GSD)
+    wanted = [normalize_image(i.permute(1, 2, 0).numpy(), "bgr", own) for i in image]
+    torch.testing.assert_close(chosen.model.image, torch.stack(wanted))

@@ -19,12 +19,12 @@ from geopose import keys
 from geopose.checkpoints.formats.pth import LABELS_CONVERTED
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
-from geopose.data.dataset import normalize_image
 from geopose.data.heights import read_agl_m
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.inference.config import load_config
 from geopose.inference.submission.command import submit
+from geopose.models.normalization import normalize_image
 from tests.tiny_run import (
     ROOT,
     model_config,

@@ -11,11 +11,11 @@ import torch
 
 from geopose.checkpoints.load import load_model
 from geopose.cli import run_command
-from geopose.data.dataset import normalize_image
 from geopose.data.heights import read_agl_m
 from geopose.data.rgb import read_rgb, write_png
 from geopose.data.vflow import read_vflow
 from geopose.inference.submission.command import submit
+from geopose.models.normalization import normalize_image
 from tests.tiny_run import SIZES, tiny_payload, write_checkpoint, write_config, write_split
 
 NAMES = [f"ABC_{number:03d}" for number in range(len(SIZES))]

@@ -13,7 +13,7 @@ from torch import Tensor
 from geopose import keys, losses
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector
-from geopose.models import blocks, encoders
+from geopose.models import blocks, timm_models
 from geopose.models.blocks import (
     BLOCK_TYPES,
     UPSAMPLES,
@@ -335,7 +335,7 @@ def test_a_config_that_says_no_channel_order_means_bgr() -> None:
     ("part", "change", "named"),
     [
         ("encoder", {"_target_": "os.system", "command": "exit"}, "os.system"),
-        ("encoder", {"_target_": "geopose.models.encoders.timm.create_model"}, "create_model"),
+        ("encoder", {"_target_": "geopose.models.timm_models.timm.create_model"}, "create_model"),
         ("encoder", {"_target_": "builtins.eval"}, "builtins.eval"),
         ("encoder", {"_target_": ["os", "system"]}, "os"),
         ("agl_head", {"_target_": "torch.hub.load"}, "torch.hub.load"),
@@ -384,7 +384,9 @@ def test_missing_parts_are_named() -> None:
 
 
 def test_weights_that_follow_are_never_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "_find_weights", lambda name: pytest.fail(f"looked for {name}"))
+    monkeypatch.setattr(
+        timm_models, "_find_weights", lambda name: pytest.fail(f"looked for {name}")
+    )
     build_model(tiny_config(encoder={"pretrained": True}), load_pretrained=False)
 
 

@@ -18,10 +18,10 @@ from geopose.errors import InputError, one_line
 from geopose.files.yaml_file import check_yaml, load_yaml
 from geopose.models.build import ChannelOrder, channel_order
 from geopose.models.legacy import current_model_config, has_published_names
+from geopose.models.normalization import CHANNEL_ORDERS
 
 logger = logging.getLogger(__name__)
 
-CHANNEL_ORDERS = ("rgb", "bgr")
 _WARNED: set[Path] = set()  # files, so that each is spoken of once in a process
 
 

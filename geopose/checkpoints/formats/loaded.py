@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, gsd_range_of
+from geopose.models.build import normalization
+from geopose.models.normalization import IMAGENET, Normalization
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class LoadedModel:
         source: file name(s), for messages.
         gsd_range_m: least and largest gsd of the images that it was trained on, metres per pixel
             of the image as given, before any reduction; None = unknown.
+        normalization: of its input.
     """
 
     model: nn.Module
@@ -32,6 +35,7 @@ class LoadedModel:
     scale_is_downsampled: bool
     source: str
     gsd_range_m: tuple[float, float] | None = None
+    normalization: Normalization = IMAGENET
 
     @classmethod
     def from_facts(cls, model: nn.Module, facts: Mapping[str, Any], source: str) -> "LoadedModel":
@@ -44,6 +48,7 @@ class LoadedModel:
             facts.get("label_downsample") == LABELS_CONVERTED,
             source,
             gsd_range_of(facts, source),
+            normalization(facts["checkpoint_data"]["config"]["model"]),
         )
 
     def reduced_by(self, downsample: int) -> "LoadedModel":

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from geopose.checkpoints.formats.facts import METADATA_KEY, facts_from_text, facts_to_text
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.models.exportable import INPUTS, OUTPUTS, ExportableNetwork
@@ -114,12 +113,11 @@ def _name_sizes(graph: onnx.GraphProto) -> None:
 def _metadata(loaded: LoadedModel, facts: Mapping[str, Any]) -> dict[str, str]:
     """What a stranger needs to use the file, in words; and the facts, for this program."""
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
-    place = {"mean": [*IMAGENET_MEAN], "std": [*IMAGENET_STD]}
     return {
         "channel_order": loaded.channel_order,
         "normalization": "(x - 255 * mean) / (255 * std), x from 0 to 255, mean and std by plane "
         "as stored: the first belongs to the first plane, whatever its colour",
-        **{key: json.dumps(values) for key, values in place.items()},
+        **{key: json.dumps(values) for key, values in loaded.normalization._asdict().items()},
         "units": "gsd: metres per pixel; agl: metres; magnitude: pixels; scale: pixels per metre; "
         "direction: (sin a, cos a) not normalised, flow (x right, y down) = agl * scale * "
         "(sin a, cos a)",

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError, RunError
 from geopose.inference.predict.tta import (
     HeightSpread,
@@ -76,9 +75,8 @@ class Member(nn.Module):
         self.downsample = loaded.downsample
         self.scale_is_downsampled = loaded.scale_is_downsampled
         self.gsd_range_m = loaded.gsd_range_m
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            planes = 255.0 * torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)
-            self.register_buffer(name, planes, persistent=False)
+        for name, planes in zip(("mean", "std"), loaded.normalization.planes(), strict=True):
+            self.register_buffer(name, 255.0 * planes, persistent=False)
 
     def forward(self, image: Tensor, gsd_m: Tensor) -> Prediction:
         """Prediction at the size of the image.

@@ -9,7 +9,7 @@ from typing import Any
 
 from catalyst.core.callback import Callback
 
-from geopose.models.build import channel_order
+from geopose.models.build import channel_order, normalization
 from geopose.training.callbacks.checkpoint import CheckpointCallback
 from geopose.training.callbacks.report import MetricsFileCallback, ProgressCallback, SpeedCallback
 from geopose.training.callbacks.score import ScoreCallback
@@ -69,7 +69,7 @@ def build_callbacks(
 def _panels(cfg: Mapping[str, Any]) -> Callback:
     from geopose.training.callbacks.panel import PanelCallback  # imports matplotlib, rarely needed
 
-    return PanelCallback(channel_order(cfg["model"]))
+    return PanelCallback(channel_order(cfg["model"]), normalization(cfg["model"]))
 
 
 def _checkpoint_callbacks(

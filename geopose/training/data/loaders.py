@@ -17,7 +17,7 @@ from geopose.data.layout import ImageRecord, check_sizes, resolve_data_dir
 from geopose.data.layouts.splits import read_split
 from geopose.distributed import ShardSampler, is_main, local_world_size, rank, world_size
 from geopose.errors import InputError
-from geopose.models.build import channel_order
+from geopose.models.build import channel_order, normalization
 from geopose.system.shared_memory import free_shared_bytes, workers_that_fit
 from geopose.system.signals import ignore_in_worker
 from geopose.training.data.data_wait import TimedLoader
@@ -144,13 +144,20 @@ def _training_set(cfg: Mapping[str, Any], records: list[ImageRecord]) -> Geopose
         seed=cfg["seed"],
         repeats=train["crops_per_image"],
         cache=train["cache"],
+        normalization=normalization(cfg["model"]),
     )
 
 
 def _validation_set(cfg: Mapping[str, Any], records: list[ImageRecord]) -> GeoposeDataset:
     downsample = cfg["train"]["downsample"]
     whole = build_augmentation("none", None, downsample) if downsample > 1 else None
-    return GeoposeDataset(records, channel_order(cfg["model"]), whole, cache=cfg["train"]["cache"])
+    return GeoposeDataset(
+        records,
+        channel_order(cfg["model"]),
+        whole,
+        cache=cfg["train"]["cache"],
+        normalization=normalization(cfg["model"]),
+    )
 
 
 def _training_loader(cfg: Mapping[str, Any], samples: GeoposeDataset, **common: Any) -> DataLoader:
