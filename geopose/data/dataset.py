@@ -7,7 +7,7 @@ an epoch goes on exactly as it would have.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -23,7 +23,7 @@ from geopose.augment.spatial import Pixels
 from geopose.data.heights import MaskedHeights, open_agl_m
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
 from geopose.data.rgb import open_image
-from geopose.data.targets import make_targets
+from geopose.data.targets import Variances, make_targets, variance_targets
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.schema.numbers import is_whole
@@ -98,6 +98,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         repeats: how often each image is drawn in an epoch, each time augmented anew; the length is
             `len(records) * repeats`.
         cache: keep decoded files in memory; each loader worker keeps its own.
+        variances: of the truth of every city, if samples are to have them as targets.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         repeats: int = 1,
         cache: bool = False,
+        variances: Mapping[str, Variances] | None = None,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
@@ -123,6 +125,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.repeats = repeats
         self._cache: dict[int, _Files] | None = {} if cache else None
+        self._variances = variances
         # In shared memory, so that loader workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         warn_unconverted(self.records)
@@ -149,10 +152,11 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         pixels, truth = self._files(index % len(self.records))
         gsd_m = record.gsd_m
         targets: dict[str, Tensor] = {}
-        if truth is not None and self.augmentation is not None:
-            self.augmentation.set_seed(self._sample_seed(index))
+        augmentation = self.augmentation
+        if truth is not None and augmentation is not None:
+            augmentation.set_seed(self._sample_seed(index))
             heights, scale_px_per_m, angle_rad = truth
-            rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = self.augmentation(
+            rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = augmentation(
                 pixels, heights, gsd_m, scale_px_per_m, angle_rad
             )
             targets = make_targets(agl_m, scale_px_per_m, angle_rad)
@@ -160,6 +164,8 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             rgb = _all(pixels)
             if truth is not None:
                 targets = make_targets(_all(truth[0]), *truth[1:])
+        if self._variances is not None:
+            targets |= variance_targets(self._variances[record.city], record.gsd_m / gsd_m)
         return {
             keys.INPUT_IMAGE_KEY: normalize_image(rgb, self.channel_order),
             keys.INPUT_IMAGE_ID_KEY: record.image_id,
