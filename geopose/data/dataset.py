@@ -99,6 +99,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             `len(records) * repeats`.
         cache: keep decoded files in memory; each loader worker keeps its own.
         variances: of the truth of every city, if samples are to have them as targets.
+        plain: takes the place of the augmentation after `set_plain(True)`.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         repeats: int = 1,
         cache: bool = False,
         variances: Mapping[str, Variances] | None = None,
+        plain: Augmentation | None = None,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
@@ -126,8 +128,10 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         self.repeats = repeats
         self._cache: dict[int, _Files] | None = {} if cache else None
         self._variances = variances
+        self._plain = plain
         # In shared memory, so that loader workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._is_plain = torch.zeros((), dtype=torch.bool).share_memory_()
         warn_unconverted(self.records)
 
     def __len__(self) -> int:
@@ -137,9 +141,22 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         """Chooses the epoch's augmentations; call it before iterating over the loader."""
         self._epoch.fill_(epoch)
 
+    def set_plain(self, is_plain: bool) -> None:
+        """Whether the next samples are drawn by `plain`; as `set_epoch`."""
+        self._is_plain.fill_(is_plain)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self._named(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Of a loader, whose sampler may draw an image more often than `repeats`: indices from
+        the length on are further draws of the same images."""
+        return [self._named(index) for index in indices]
+
+    def _named(self, index: int) -> dict[str, Any]:
+        """A sample; what is wrong with it is said in one line, also by a worker."""
         try:
             return self._sample(index)
         except SampleError:
@@ -152,7 +169,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         pixels, truth = self._files(index % len(self.records))
         gsd_m = record.gsd_m
         targets: dict[str, Tensor] = {}
-        augmentation = self.augmentation
+        augmentation = self._plain if bool(self._is_plain) else self.augmentation
         if truth is not None and augmentation is not None:
             augmentation.set_seed(self._sample_seed(index))
             heights, scale_px_per_m, angle_rad = truth

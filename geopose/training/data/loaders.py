@@ -23,7 +23,7 @@ from geopose.system.shared_memory import free_shared_bytes, workers_that_fit
 from geopose.system.signals import ignore_in_worker
 from geopose.training.data.data_wait import TimedLoader
 from geopose.training.data.resources import Resources
-from geopose.training.data.sampler import ResumableSampler, SizeBatches
+from geopose.training.data.sampler import BalancedSampler, ResumableSampler, SizeBatches
 from geopose.training.data.variances import city_variances
 
 logger = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ def _training_set(
         repeats=train["crops_per_image"],
         cache=train["cache"],
         variances=variances,
+        plain=build_augmentation("none", *size),
     )
 
 
@@ -168,6 +169,8 @@ def _validation_set(
 def _training_loader(cfg: Mapping[str, Any], samples: GeoposeDataset, **common: Any) -> DataLoader:
     shard = {"num_replicas": world_size(), "rank": rank(), "seed": cfg["seed"]}
     sampler: ResumableSampler = ResumableSampler(samples, **shard)
+    if cfg["train"]["balance_cities"]:
+        sampler = BalancedSampler(samples, **shard)
     return TimedLoader(
         samples,
         batch_size=cfg["batch_size"],
