@@ -147,3 +147,30 @@ def test_a_run_of_before_these_keys_goes_on(sample_dir: Path, tmp_path: Path) ->
     assert last["epoch"] == 2
     train_cfg = last["checkpoint_data"]["config"]["train"]
     assert (train_cfg["balance_cities"], train_cfg["plain_epochs"]) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "last"),
+    [
+        (("train.epochs=3", "train.plain_epochs=1"), [False, False, True]),
+        (("train.epochs=2", "train.plain_epochs=0"), []),
+        (("train.epochs=10000", "train.plain_epochs=5000", "train.max_minutes=0.05"), [True]),
+    ],
+    ids=["by number", "none", "by time"],
+)
+def test_a_training_ends_with_plain_epochs(
+    sample_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: Any, last: list[bool]
+) -> None:
+    told: list[bool] = []
+    set_plain = GeoposeDataset.set_plain
+
+    def spy(self: GeoposeDataset, is_plain: bool) -> None:
+        told.append(is_plain)
+        set_plain(self, is_plain)
+
+    monkeypatch.setattr(GeoposeDataset, "set_plain", spy)
+    train(sample_dir, tmp_path / "run", *limit)
+    assert told[len(told) - len(last) :] == last
+    assert sorted(told) == told
+    if "train.max_minutes=0.05" not in limit:
+        assert len(told) == len(last)
