@@ -150,7 +150,7 @@ class LogScaleLoss(HuberLossWithIgnore):
 
     Args:
         floor: scale in px/m that is as good as none; above 0.
-        delta: of the Huber function: beyond an error of e^delta it grows with the error.
+        delta: error of the logarithm up to which its square counts, beyond which its size.
     """
 
     def __init__(self, floor: float = 0.1, delta: float = 0.1) -> None:
