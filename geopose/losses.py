@@ -7,14 +7,16 @@ number of valid pixels, and they send no gradient. All arithmetic is float32, al
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geopose.construct import as_mapping, check_keys, construct
+from geopose import keys
+from geopose.construct import arguments_of, as_mapping, check_keys, construct
 from geopose.errors import InputError
+from geopose.geometry import flow_map
 from geopose.schema.numbers import is_number
 from geopose.schema.old_keys import without_old_keys
 
@@ -41,12 +43,13 @@ class _MaskedPixelLoss(nn.Module, ABC):
     def pointwise(self, error: Tensor) -> Tensor:
         """Loss of every pixel from its error (output - target), same shape."""
 
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
         """Scalar float32 loss; 0 with zero gradient where no pixel is valid.
 
         Args:
             output: N x ..., any float dtype.
             target: the same shape, NaN = unknown.
+            factor: N x 1, of the losses of every sample's pixels; the divisor stays their number.
         """
         if output.shape != target.shape:
             raise ValueError(
@@ -57,7 +60,7 @@ class _MaskedPixelLoss(nn.Module, ABC):
             valid = self._valid(target)
             # The masking comes before any arithmetic whose derivative could be NaN: NaN * 0 is NaN.
             error = output.float() - torch.where(valid, target, 0.0)
-            losses = self.pointwise(torch.where(valid, error, 0.0))
+            losses = _times(self.pointwise(torch.where(valid, error, 0.0)), factor)
             if self.fraction < 1.0:
                 losses, valid = self._trim(losses, valid)
             return torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1)
@@ -121,6 +124,48 @@ class LogCoshWithIgnore(_MaskedPixelLoss):
         return size + F.softplus(-2.0 * size) - math.log(2.0)
 
 
+class EndPointLoss(_MaskedPixelLoss):
+    """Mean length in pixels of the errors of flow vectors, N x 2 x H x W.
+
+    A pixel is unknown where a component is. The length is that of an error with a third component
+    ROUND, less ROUND: smooth where the error is 0.
+    """
+
+    ROUND = 1e-3  # pixels
+
+    def pointwise(self, error: Tensor) -> Tensor:
+        """Length of every vector, N x 1 x H x W."""
+        squares = error.square().sum(dim=1, keepdim=True)
+        return (squares + self.ROUND**2).sqrt() - self.ROUND
+
+    def _valid(self, target: Tensor) -> Tensor:
+        return super()._valid(target).all(dim=1, keepdim=True)
+
+
+class LogScaleLoss(HuberLossWithIgnore):
+    """Huber function of the error of ln(scale): as much for twice the scale as for half of it.
+
+    asinh(scale / floor) is ln(2 scale / floor) well above the floor and straight near 0, so that a
+    view without flow, and a scale that is predicted to be 0 or less, have a finite slope.
+
+    Args:
+        floor: scale in px/m that is as good as none; above 0.
+        delta: error of the logarithm up to which its square counts, beyond which its size.
+    """
+
+    def __init__(self, floor: float = 0.1, delta: float = 0.1) -> None:
+        super().__init__(delta)
+        if floor <= 0.0:
+            raise ValueError(f"floor must be positive, got {floor}")
+        self.floor = floor
+
+    def forward(self, output: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Scalar float32 loss of scales N x 1 in px/m."""
+        with torch.autocast(output.device.type, enabled=False):
+            log, true_log = (torch.asinh(scale.float() / self.floor) for scale in (output, target))
+            return super().forward(log, true_log, factor)
+
+
 class CosineSimilarityLoss(nn.Module):
     """Mean over samples of (1 - cosine)^gamma between predicted and true direction.
 
@@ -139,19 +184,26 @@ class CosineSimilarityLoss(nn.Module):
         self.eps = eps
         self.gamma = gamma
 
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Scalar float32 loss of vectors N x C (any length)."""
+    def forward(self, output: Tensor, target: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Scalar float32 loss of vectors N x C (any length), each sample's times its factor."""
         with torch.autocast(output.device.type, enabled=False):
             cosine = F.cosine_similarity(output.float(), target.float(), dim=1, eps=self.eps)
             distance = 1.0 - cosine
             if self.gamma != 1.0:
                 shifted = distance.clamp(min=0.0) + self.FLOOR
                 distance = shifted**self.gamma - self.FLOOR**self.gamma
-            return distance.mean()
+            return _times(distance, factor).mean()
 
     def count(self, target: Tensor) -> Tensor:
         """How many samples the mean is taken over: a float64 scalar."""
         return torch.full((), len(target), dtype=torch.float64, device=target.device)
+
+
+def _times(losses: Tensor, factor: Tensor | None) -> Tensor:
+    """Losses N x ... times one factor for each sample (N x 1)."""
+    if factor is None:
+        return losses
+    return losses * factor.float().reshape(len(losses), *[1] * (losses.ndim - 1))
 
 
 def _all_elements(target: Tensor) -> Tensor:
@@ -164,31 +216,74 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "geopose.losses.SmoothL1LossWithIgnore": SmoothL1LossWithIgnore,
     "geopose.losses.LogCoshWithIgnore": LogCoshWithIgnore,
     "geopose.losses.CosineSimilarityLoss": CosineSimilarityLoss,
+    "geopose.losses.EndPointLoss": EndPointLoss,
+    "geopose.losses.LogScaleLoss": LogScaleLoss,
     "torch.nn.MSELoss": nn.MSELoss,
     "torch.nn.L1Loss": nn.L1Loss,
     "torch.nn.SmoothL1Loss": nn.SmoothL1Loss,
     "torch.nn.HuberLoss": nn.HuberLoss,
 }
 
-_TERM_KEYS = {"loss", "prefix", "target_key", "output_key", "weight"}
+# What a term may divide or multiply the losses of a sample by: batch fields of N x 1.
+_FACTORS = {
+    "norm_key": (keys.TARGET_AGL_VARIANCE, keys.TARGET_FLOW_VARIANCE),
+    "weight_key": (keys.TARGET_LEAN, keys.TARGET_VFLOW_SCALE),
+}
+_DIRECTION_EPS = 1e-3  # shorter directions are not brought to length 1
+
+
+def _pose_flow(output: Mapping[str, Tensor]) -> Tensor:
+    direction = F.normalize(output[keys.OUTPUT_VFLOW_DIRECTION].float(), eps=_DIRECTION_EPS)
+    return flow_map(output[keys.OUTPUT_MAGNITUDE_MASK].float(), direction)
+
+
+# Outputs that follow from those of the network: {name: (how, what of)}.
+_DERIVED: dict[str, tuple[Callable[[Mapping[str, Tensor]], Tensor], set[str]]] = {
+    keys.OUTPUT_POSE_FLOW: (_pose_flow, {keys.OUTPUT_MAGNITUDE_MASK, keys.OUTPUT_VFLOW_DIRECTION}),
+}
+
+
+class _Term(NamedTuple):
+    """A term: what its loss compares, what it costs, and its factor for each sample."""
+
+    prefix: str
+    loss: nn.Module
+    output_key: str
+    target_key: str
+    weight: float = 1.0
+    norm_key: str | None = None  # the losses of a sample are divided by this field,
+    weight_key: str | None = None  # and multiplied by that
+
+    def value(self, output: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch before the term's weight, a float32 scalar."""
+        if self.output_key in _DERIVED:
+            predicted = _DERIVED[self.output_key][0](output)
+        else:
+            predicted = output[self.output_key].float()
+        factors = [batch[self.norm_key].reciprocal()] if self.norm_key else []
+        factors += [batch[self.weight_key]] if self.weight_key else []
+        factor = [torch.stack(factors).prod(dim=0)] if factors else []  # torch's own take none
+        return self.loss(predicted, batch[self.target_key].float(), *factor)
 
 
 class LossSum(nn.Module):
-    """Weighted sum of loss terms, each between one output and one target of the batch.
+    """Weighted sum of loss terms, each between one output and one target of the batch."""
 
-    Args:
-        terms: (prefix, loss, output key, target key, weight) each.
-    """
-
-    def __init__(self, terms: list[tuple[str, nn.Module, str, str, float]]) -> None:
+    def __init__(self, terms: list[_Term]) -> None:
         super().__init__()
-        self.losses = nn.ModuleList(loss for _, loss, _, _, _ in terms)
-        self._wiring = [(prefix, out, target, weight) for prefix, _, out, target, weight in terms]
+        self.losses = nn.ModuleList(term.loss for term in terms)  # for .to(device)
+        self._terms = terms
 
     @property
     def prefixes(self) -> list[str]:
         """Names of the terms in `forward`'s result, beside the total."""
-        return [prefix for prefix, _, _, _ in self._wiring]
+        return [term.prefix for term in self._terms]
+
+    @property
+    def batch_keys(self) -> set[str]:
+        """The fields of a batch that the terms read."""
+        fields = [(t.target_key, t.norm_key, t.weight_key) for t in self._terms]
+        return {key for term in fields for key in term if key is not None}
 
     def check(self, outputs: Iterable[str], targets: Iterable[str]) -> None:
         """Refuses terms between fields that a model or a batch does not have.
@@ -197,11 +292,13 @@ class LossSum(nn.Module):
             InputError: names the term and the field.
         """
         outputs, targets = set(outputs), set(targets)
-        for prefix, output_key, target_key, _ in self._wiring:
-            if output_key not in outputs:
-                raise InputError(f"loss {prefix}: this model has no output {output_key}")
-            if target_key not in targets:
-                raise InputError(f"loss {prefix}: there is no target {target_key}")
+        for term in self._terms:
+            _, needed = _DERIVED.get(term.output_key, (None, {term.output_key}))
+            for name in sorted(needed - outputs):
+                raise InputError(f"loss {term.prefix}: this model has no output {name}")
+            for key in (term.target_key, term.norm_key, term.weight_key):
+                if key is not None and key not in targets:
+                    raise InputError(f"loss {term.prefix}: there is no target {key}")
 
     def forward(
         self, output: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -209,14 +306,10 @@ class LossSum(nn.Module):
         """`{"loss": weighted sum, prefix: term before its weight, ...}`, float32 scalars."""
         result: dict[str, Tensor] = {}
         total: Tensor | float = 0.0
-        for loss, (prefix, output_key, target_key, weight) in zip(
-            self.losses, self._wiring, strict=True
-        ):
-            predicted = output[output_key]
-            with torch.autocast(predicted.device.type, enabled=False):
-                term = loss(predicted.float(), batch[target_key].float())
-                total = total + weight * term
-            result[prefix] = term
+        for term in self._terms:
+            with torch.autocast(batch[term.target_key].device.type, enabled=False):
+                result[term.prefix] = term.value(output, batch)
+                total = total + term.weight * result[term.prefix]
         return {TOTAL_KEY: torch.as_tensor(total), **result}
 
     def counts(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -226,10 +319,9 @@ class LossSum(nn.Module):
         several processes, weighs each batch's mean by its count.
         """
         counts = []
-        for loss, (_, _, target_key, _) in zip(self.losses, self._wiring, strict=True):
-            target = batch[target_key]
-            count = getattr(loss, "count", _all_elements)  # of torch's own losses
-            counts.append(count(target))
+        for term in self._terms:
+            count = getattr(term.loss, "count", _all_elements)  # of torch's own losses
+            counts.append(count(batch[term.target_key]))
         return torch.stack(counts)
 
     def weighted_sum(self, terms: Mapping[str, Tensor], factors: Tensor) -> Tensor:
@@ -240,7 +332,7 @@ class LossSum(nn.Module):
             factors: one for each term, in the order of `prefixes`.
         """
         # Numbers and no tensor of weights, which would have to be sent to the device at every step.
-        values = torch.stack([weight * terms[prefix] for prefix, *_, weight in self._wiring])
+        values = torch.stack([term.weight * terms[term.prefix] for term in self._terms])
         return (values * factors.to(values.dtype)).sum()
 
 
@@ -249,16 +341,18 @@ def build_loss(config: Any) -> LossSum:
 
     Args:
         config: `{losses: {NAME: {loss: {_target_, ...}, target_key, output_key, weight (default
-            1)}}}`, plain or OmegaConf; a NAME with null is left out. Published configs have a list
-            of terms instead, each with its name as `prefix`.
+            1), norm_key, weight_key}}}`, plain or OmegaConf; a NAME with null is left out. The last
+            two name fields of the batch by which each sample's losses are divided and multiplied.
+            Published configs have a list of terms instead, each with its name as `prefix`.
 
     Raises:
-        InputError: unknown key, loss that is not allowed, repeated name, no terms.
+        InputError: unknown key, loss that is not allowed or takes no factors, repeated name, no
+            terms.
     """
     config = without_old_keys({"loss": as_mapping(config, "loss")})["loss"]
     check_keys(config, {"losses"}, {"losses"}, "loss")
     terms = [_build_term(term, where) for where, term in _terms(config["losses"])]
-    prefixes = [term[0] for term in terms]
+    prefixes = [term.prefix for term in terms]
     for prefix in prefixes:
         if prefixes.count(prefix) > 1 or prefix == TOTAL_KEY:
             raise InputError(f"loss.losses: prefix {prefix!r} is taken; give every term its own")
@@ -283,12 +377,17 @@ def _terms(losses: Any) -> list[tuple[str, Any]]:
     return terms
 
 
-def _build_term(term: Any, where: str) -> tuple[str, nn.Module, str, str, float]:
-    term = as_mapping(term, where)
-    check_keys(term, _TERM_KEYS, _TERM_KEYS - {"weight"}, where)
+def _build_term(given: Any, where: str) -> _Term:
+    term = as_mapping(given, where)
+    check_keys(term, set(_Term._fields), {"prefix", "loss", "output_key", "target_key"}, where)
     weight = term.get("weight", 1.0)
     if not is_number(weight) or not weight >= 0.0:
         raise InputError(f"{where}.weight: expected a number >= 0, got {weight!r}")
     loss = construct(term["loss"], LOSSES, f"{where}.loss")
-    names = (str(term["prefix"]), loss, str(term["output_key"]), str(term["target_key"]))
-    return (*names, float(weight))
+    for name, allowed in _FACTORS.items():
+        if term.get(name) not in (None, *allowed):
+            raise InputError(f"{where}.{name}: {term[name]!r} is none of {', '.join(allowed)}")
+        if term.get(name) and "factor" not in arguments_of(loss.forward)[0]:
+            raise InputError(f"{where}.{name}: a {type(loss).__name__} takes no factors")
+    names = {name: str(term[name]) for name in ("prefix", "output_key", "target_key")}
+    return _Term(**{**term, **names, "loss": loss, "weight": float(weight)})

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from geopose import keys, losses
 from geopose.errors import InputError
-from geopose.geometry import flow_map
+from geopose.geometry import angle_to_vector, flow_map
+from geopose.metrics import ScoreAccumulator
 from tests.training_run import CONFIGS, composed
 
 NAN = math.nan
@@ -19,6 +21,13 @@ PIXEL_LOSSES = [
     losses.SmoothL1LossWithIgnore,
     losses.LogCoshWithIgnore,
 ]
+
+
+FACTORS = {
+    keys.TARGET_AGL_VARIANCE: torch.tensor([[4.0], [9.0]]),
+    keys.TARGET_FLOW_VARIANCE: torch.tensor([[2.0], [5.0]]),
+    keys.TARGET_LEAN: torch.tensor([[0.5], [0.1]]),
+}
 
 
 def maps(*rows: list[float]) -> torch.Tensor:
@@ -121,6 +130,113 @@ def test_float32_under_autocast() -> None:
     assert loss.item() == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_a_factor_weighs_the_pixels_of_each_sample(fraction: float) -> None:
+    # Half of the four valid pixels of the first sample, and of the two of the second, are 0 and 0.
+    output = maps([0.0, 2.0, 0.0, 2.0, 7.0], [0.0, 3.0, 7.0, 7.0, 7.0])
+    target = maps([0.0, 0.0, 0.0, 0.0, NAN], [0.0, 0.0, NAN, NAN, NAN])
+    loss = losses.MSELossWithIgnore(fraction=fraction)
+    value = loss(output + 1.0, target, torch.tensor([[0.5], [2.0]]))
+    kept = [1.0, 1.0] if fraction < 1.0 else [1.0, 1.0, 9.0, 9.0]
+    second = [1.0] if fraction < 1.0 else [1.0, 16.0]
+    expected = 0.5 * sum(kept) + 2.0 * sum(second)
+    assert value.item() == pytest.approx(expected / (len(kept) + len(second)))
+
+
+def test_a_direction_counts_by_the_factor_of_its_sample() -> None:
+    output, target = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    loss = losses.CosineSimilarityLoss()(output, target, torch.tensor([[3.0], [0.0]]))
+    assert loss.item() == pytest.approx(3.0 / 2)
+
+
+def test_end_point_error_is_the_mean_length_over_the_known_pixels() -> None:
+    target = torch.zeros(1, 2, 1, 3)
+    target[0, 0, 0, 2] = NAN  # one component is enough
+    output = torch.tensor([[3.0, 0.0, 9.0], [4.0, 2.0, 9.0]]).reshape(1, 2, 1, 3).requires_grad_()
+    loss = losses.EndPointLoss()
+    value = loss(output, target)
+    value.backward()
+    assert value.item() == pytest.approx((5.0 + 2.0) / 2, abs=2e-3)
+    assert loss.count(target).item() == 2.0
+    assert output.grad is not None
+    expected = torch.tensor([[0.3, 0.0, 0.0], [0.4, 0.5, 0.0]]).reshape(1, 2, 1, 3)
+    torch.testing.assert_close(output.grad, expected, atol=1e-5, rtol=0)
+    nothing = losses.EndPointLoss(fraction=0.5)(output.detach(), torch.full((1, 2, 1, 3), NAN))
+    assert nothing.item() == 0.0
+
+
+def test_end_point_error_has_a_gradient_where_there_is_no_error() -> None:
+    output = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    losses.EndPointLoss()(output, torch.zeros(1, 2, 2, 2)).backward()
+    assert output.grad is not None
+    assert output.grad.abs().max() == 0.0
+
+
+def test_twice_the_scale_costs_as_much_as_half_of_it() -> None:
+    loss = losses.LogScaleLoss(floor=1e-3, delta=0.1)
+    target = torch.tensor([[1.0]])
+    twice, half = (loss(target * factor, target).item() for factor in (2.0, 0.5))
+    assert twice == pytest.approx(0.1 * (math.log(2.0) - 0.05), rel=1e-4)
+    assert half == pytest.approx(twice, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 5.0])
+@pytest.mark.parametrize("truth", [0.0, 5.0])
+def test_any_scale_has_a_finite_slope(scale: float, truth: float) -> None:
+    output = torch.tensor([[scale]], requires_grad=True)
+    losses.LogScaleLoss()(output, torch.tensor([[truth]])).backward()
+    assert output.grad is not None
+    assert torch.isfinite(output.grad).all()
+    assert (output.grad.item() == 0.0) == (scale == truth)
+
+
+def test_the_flow_of_a_pose_has_directions_of_length_1() -> None:
+    loss_config = composed("loss=huber_cos_epe", "loss.losses.magnitude=null").loss
+    criterion = losses.build_loss(loss_config)
+    criterion.check(
+        [k for k in vars(keys).values() if str(k).startswith("OUTPUT") and "POSE" not in str(k)],
+        [k for k in vars(keys).values() if str(k).startswith("TARGET")],
+    )
+    agl = torch.rand(2, 1, 4, 4) * 50
+    direction = torch.nn.functional.normalize(torch.randn(2, 2))
+    fields = {"AGL_MASK": agl, "MAGNITUDE_MASK": agl, "VFLOW_SCALE": torch.ones(2, 1)}
+    output = {f"OUTPUT_{k}": v for k, v in fields.items()}
+    batch = {f"TARGET_{k}": v for k, v in fields.items()}
+    batch[keys.TARGET_VFLOW_DIRECTION] = direction
+    batch[keys.TARGET_FLOW_MASK] = flow_map(agl, direction)
+    output[keys.OUTPUT_VFLOW_DIRECTION] = 7.0 * direction
+    assert criterion(output, batch)["epe"].item() == pytest.approx(0.0, abs=1e-3)
+    with pytest.raises(InputError, match="epe: this model has no output OUTPUT_MAGNITUDE_MASK"):
+        criterion.check([keys.OUTPUT_VFLOW_DIRECTION, keys.OUTPUT_AGL_MASK], batch)
+
+
+def test_r2_is_what_the_score_loses() -> None:
+    """The terms of heights and flow of one image, by its own variances, are 1 - R2 each."""
+    rng = np.random.default_rng(0)
+    true, predicted = (rng.uniform(0, 40, (8, 8)).astype(np.float32) for _ in range(2))
+    scale, angle = 0.7, 1.1
+    score = ScoreAccumulator()
+    score.update("A", predicted, scale, angle, true, scale, angle)
+    state, city = score.state()["A"], score.result()["cities"]["A"]
+    direction = torch.from_numpy(angle_to_vector(angle).astype(np.float32))[None]
+    output, batch = {}, {}
+    for fields, agl, kind in ((output, predicted, "OUTPUT"), (batch, true, "TARGET")):
+        agl_m = torch.from_numpy(agl)[None, None]
+        fields[f"{kind}_AGL_MASK"], fields[f"{kind}_MAGNITUDE_MASK"] = agl_m, agl_m * scale
+        fields[f"{kind}_VFLOW_DIRECTION"] = direction
+        fields[f"{kind}_FLOW_MASK"] = flow_map(agl_m * scale, direction)
+    batch[keys.TARGET_AGL_VARIANCE] = torch.tensor([[state["agl_truth"][2] / 64]]).float()
+    batch[keys.TARGET_FLOW_VARIANCE] = torch.tensor([[state["flow_truth"][2] / 64]]).float()
+    criterion = losses.build_loss(composed("loss=r2_flow").loss)
+    terms = criterion(output, batch)
+    assert terms["agl"].item() == pytest.approx(1 - city["agl_r2"], rel=1e-4)
+    assert terms["magnitude"].item() == pytest.approx(1 - city["vflow_r2"], rel=1e-4)
+    assert 2 * terms["flow"].item() == pytest.approx(1 - city["vflow_r2"], rel=1e-4)
+    assert {keys.TARGET_AGL_VARIANCE, keys.TARGET_FLOW_VARIANCE} < criterion.batch_keys
+    with pytest.raises(InputError, match="there is no target TARGET_AGL_VARIANCE"):
+        criterion.check(output, set(batch) - {keys.TARGET_AGL_VARIANCE})
+
+
 @pytest.mark.parametrize("name", LOSS_CONFIGS)
 def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(name: str) -> None:
     loss = losses.build_loss(composed(f"loss={name}").loss)
@@ -131,8 +247,9 @@ def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(name: str) -
         "MAGNITUDE_MASK": agl * 0.5,
         "VFLOW_DIRECTION": direction,
         "FLOW_MASK": flow_map(agl * 0.5, direction),
+        "VFLOW_SCALE": torch.full((2, 1), 0.5),
     }
-    batch = {f"TARGET_{name}": value.clone() for name, value in truth.items()}
+    batch = {f"TARGET_{name}": value.clone() for name, value in truth.items()} | FACTORS
     batch[keys.TARGET_AGL_MASK][0, 0, :2] = NAN
     right = loss({f"OUTPUT_{name}": value for name, value in truth.items()}, batch)
     wrong = loss({f"OUTPUT_{name}": value + 0.3 for name, value in truth.items()}, batch)
@@ -221,6 +338,10 @@ def _term(**changes: object) -> dict[str, object]:
         ({"losses": [_term(loss={"_target_": "geopose.losses.MSELossWithIgnore", "fraction": 0})]},
          "fraction"),
         ("huber", "huber"),
+        ({"losses": [_term(norm_key="TARGET_AGL_MASK")]}, "norm_key: 'TARGET_AGL_MASK' is none of"),
+        ({"losses": [_term(weight_key=2)]}, "weight_key: 2 is none of TARGET_LEAN"),
+        ({"losses": [_term(weight_key="TARGET_LEAN", loss={"_target_": "torch.nn.MSELoss"})]},
+         "weight_key: a MSELoss takes no factors"),
     ],
 )  # fmt: skip
 def test_bad_configs_name_what_is_wrong(config: object, named: str) -> None:

@@ -7,7 +7,7 @@ an epoch goes on exactly as it would have.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -23,7 +23,7 @@ from geopose.augment.spatial import Pixels
 from geopose.data.heights import MaskedHeights, open_agl_m
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
 from geopose.data.rgb import open_image
-from geopose.data.targets import make_targets
+from geopose.data.targets import Variances, make_targets, variance_targets
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.models.normalization import CHANNEL_ORDERS, IMAGENET, Normalization, normalize_image
@@ -59,6 +59,8 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             `len(records) * repeats`.
         cache: keep decoded files in memory; each loader worker keeps its own.
         normalization: of the model's input.
+        variances: of the truth of every city, if samples are to have them as targets.
+        plain: takes the place of the augmentation after `set_plain(True)`.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         repeats: int = 1,
         cache: bool = False,
         normalization: Normalization = IMAGENET,
+        variances: Mapping[str, Variances] | None = None,
+        plain: Augmentation | None = None,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
@@ -86,8 +90,11 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.repeats = repeats
         self._cache: dict[int, _Files] | None = {} if cache else None
+        self._variances = variances
+        self._plain = plain
         # In shared memory, so that loader workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._is_plain = torch.zeros((), dtype=torch.bool).share_memory_()
         warn_unconverted(self.records)
 
     def __len__(self) -> int:
@@ -97,9 +104,22 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         """Chooses the epoch's augmentations; call it before iterating over the loader."""
         self._epoch.fill_(epoch)
 
+    def set_plain(self, is_plain: bool) -> None:
+        """Whether the next samples are drawn by `plain`; as `set_epoch`."""
+        self._is_plain.fill_(is_plain)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self._named(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Of a loader, whose sampler may draw an image more often than `repeats`: indices from
+        the length on are further draws of the same images."""
+        return [self._named(index) for index in indices]
+
+    def _named(self, index: int) -> dict[str, Any]:
+        """A sample; what is wrong with it is said in one line, also by a worker."""
         try:
             return self._sample(index)
         except SampleError:
@@ -112,10 +132,11 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         pixels, truth = self._files(index % len(self.records))
         gsd_m = record.gsd_m
         targets: dict[str, Tensor] = {}
-        if truth is not None and self.augmentation is not None:
-            self.augmentation.set_seed(self._sample_seed(index))
+        augmentation = self._plain if bool(self._is_plain) else self.augmentation
+        if truth is not None and augmentation is not None:
+            augmentation.set_seed(self._sample_seed(index))
             heights, scale_px_per_m, angle_rad = truth
-            rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = self.augmentation(
+            rgb, agl_m, gsd_m, scale_px_per_m, angle_rad = augmentation(
                 pixels, heights, gsd_m, scale_px_per_m, angle_rad
             )
             targets = make_targets(agl_m, scale_px_per_m, angle_rad)
@@ -123,6 +144,8 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             rgb = _all(pixels)
             if truth is not None:
                 targets = make_targets(_all(truth[0]), *truth[1:])
+        if self._variances is not None:
+            targets |= variance_targets(self._variances[record.city], record.gsd_m / gsd_m)
         return {
             keys.INPUT_IMAGE_KEY: normalize_image(rgb, self.channel_order, self.normalization),
             keys.INPUT_IMAGE_ID_KEY: record.image_id,

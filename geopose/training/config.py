@@ -54,6 +54,8 @@ class Train:
     show: bool = key()
     fast: bool = key()
     mixup: float = key(least=0)
+    balance_cities: bool = key()
+    plain_epochs: int = key(least=0)
     loaders: Loaders = section(Loaders)
     threads: int | str = key(least=1, choices=("auto",))
 

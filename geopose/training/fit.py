@@ -116,9 +116,9 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     if device.type == "cpu":
         torch.set_num_threads(resources.threads)
     precision = Precision(_precision_name(optimizer_cfg), device)
-    loaders = build_loaders(cfg, resources, device)
-    _check_same_data(start, loaders)
     criterion = build_loss(cfg["loss"])
+    loaders = build_loaders(cfg, resources, device, criterion.batch_keys)
+    _check_same_data(start, loaders)
     check_metrics(cfg, criterion.prefixes)
     model = _build_model(start, device)
     check_loss(model, criterion)

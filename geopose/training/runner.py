@@ -29,16 +29,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from geopose.data.dataset import GeoposeDataset
+from geopose.data.targets import device_targets
 from geopose.distributed import gather_objects, is_distributed, rank
 from geopose.errors import Stopped
-from geopose.geometry import flow_map
-from geopose.keys import (
-    INPUT_GROUND_SAMPLE_DISTANCE,
-    INPUT_IMAGE_KEY,
-    TARGET_FLOW_MASK,
-    TARGET_MAGNITUDE_MASK,
-    TARGET_VFLOW_DIRECTION,
-)
+from geopose.keys import INPUT_GROUND_SAMPLE_DISTANCE, INPUT_IMAGE_KEY
 from geopose.losses import LossSum
 from geopose.system.memory import release_freed_memory
 from geopose.system.signals import StopSignal
@@ -214,16 +208,12 @@ class GeoposeRunner(SupervisedRunner):
             yield group
 
     def _prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Moves a batch to the device and adds the flow map."""
+        """Moves a batch to the device and adds what follows from it."""
         moved = send_to_device(dict(batch), self.engine.device, non_blocking=True)
         if self._parts.channels_last:
             images = moved[INPUT_IMAGE_KEY]
             moved[INPUT_IMAGE_KEY] = images.contiguous(memory_format=torch.channels_last)
-        # Made here and not by the loader: it follows from what the batch holds already.
-        moved[TARGET_FLOW_MASK] = flow_map(
-            moved[TARGET_MAGNITUDE_MASK], moved[TARGET_VFLOW_DIRECTION]
-        )
-        return moved
+        return {**moved, **device_targets(moved)}
 
     def _loss_factors_of(self, group: list[dict[str, Any]]) -> Tensor:
         """For every batch and loss term: its share of the elements of the whole update.

@@ -107,10 +107,13 @@ def test_every_model_trains_with_every_loss_that_its_outputs_allow(model: str) -
     assert shapes[keys.OUTPUT_VFLOW_DIRECTION] == (2, 2)
     output = {key: torch.rand(shape) for key, shape in shapes.items()}
     batch = {key.replace("OUTPUT", "TARGET"): torch.rand(shape) for key, shape in shapes.items()}
+    batch[keys.TARGET_FLOW_MASK] = torch.rand(2, 2, 64, 96)
+    for key in (keys.TARGET_AGL_VARIANCE, keys.TARGET_FLOW_VARIANCE, keys.TARGET_LEAN):
+        batch[key] = torch.ones(2, 1)
     for loss in (option for group, option in OPTIONS if group == "loss"):
         criterion = build_loss(plain(composed(f"loss={loss}"))["loss"])
         if (
-            loss in ("huber_cos_flow", "flow_first")
+            loss in ("huber_cos_flow", "flow_first", "r2_flow")
             and "Flow" not in node["orientation_head"]["_target_"]
         ):
             with pytest.raises(InputError, match="OUTPUT_FLOW_MASK"):

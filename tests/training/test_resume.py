@@ -21,8 +21,8 @@ from geopose.training.runner import GeoposeRunner
 from tests.forked_run import kill_at_call, run_forked
 from tests.training_run import tiny_overrides, train, weights
 
-# Everything with a memory: momentum, average, schedule, accumulation, dropout, early stopping.
-# Saves after every update.
+# Everything with a memory: momentum, average, schedule, accumulation, dropout, early stopping; and
+# what follows from the epoch or is found out at the start. Saves after every update.
 MEMORY = (
     "train.epochs=2",
     "train.ema=0.9",
@@ -32,6 +32,9 @@ MEMORY = (
     "scheduler=flat_cos",
     "train.augmentations=light",
     "train.mixup=0.4",
+    "train.balance_cities=true",
+    "train.plain_epochs=1",
+    "loss=r2",
     "train.early_stopping=20",
     "train.save_every_minutes=0",
     "batch_size=1",

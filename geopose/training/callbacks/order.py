@@ -11,6 +11,7 @@ from catalyst.core.callback import Callback
 
 from geopose.models.build import channel_order, normalization
 from geopose.training.callbacks.checkpoint import CheckpointCallback
+from geopose.training.callbacks.plain import PlainEpochsCallback
 from geopose.training.callbacks.report import MetricsFileCallback, ProgressCallback, SpeedCallback
 from geopose.training.callbacks.score import ScoreCallback
 from geopose.training.callbacks.step import (
@@ -39,7 +40,11 @@ def build_callbacks(
         cfg["optimizer"]["clip_grad_norm"], train["max_skipped_share"], run_dir
     )
     patience = train["early_stopping"]
+    plain_epochs = train["plain_epochs"]
     callbacks: dict[str, Callback | None] = {
+        "plain": PlainEpochsCallback(plain_epochs, train["epochs"], budget)
+        if plain_epochs
+        else None,
         "loss": LossCallback(),
         "score": ScoreCallback(),
         "panels": _panels(cfg) if train["show"] else None,

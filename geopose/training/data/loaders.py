@@ -1,7 +1,7 @@
 """Training and validation loaders of a run: records -> folds -> samples -> batches."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from geopose.data.folds import split_fold
 from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord, check_sizes, resolve_data_dir
 from geopose.data.layouts.splits import read_split
+from geopose.data.targets import VARIANCES, Variances
 from geopose.distributed import ShardSampler, is_main, local_world_size, rank, world_size
 from geopose.errors import InputError
 from geopose.models.build import channel_order, normalization
@@ -22,7 +23,8 @@ from geopose.system.shared_memory import free_shared_bytes, workers_that_fit
 from geopose.system.signals import ignore_in_worker
 from geopose.training.data.data_wait import TimedLoader
 from geopose.training.data.resources import Resources
-from geopose.training.data.sampler import ResumableSampler, SizeBatches
+from geopose.training.data.sampler import BalancedSampler, ResumableSampler, SizeBatches
+from geopose.training.data.variances import city_variances
 
 logger = logging.getLogger(__name__)
 
@@ -135,33 +137,47 @@ def _parts(cfg: Mapping[str, Any]) -> tuple[list[ImageRecord], list[ImageRecord]
     return parts
 
 
-def _training_set(cfg: Mapping[str, Any], records: list[ImageRecord]) -> GeoposeDataset:
+_Variances = Mapping[str, Variances] | None
+
+
+def _training_set(
+    cfg: Mapping[str, Any], records: list[ImageRecord], variances: _Variances
+) -> GeoposeDataset:
     train = cfg["train"]
+    size = train["crop_size"], train["downsample"]
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
-        build_augmentation(train["augmentations"], train["crop_size"], train["downsample"]),
+        build_augmentation(train["augmentations"], *size),
         seed=cfg["seed"],
         repeats=train["crops_per_image"],
         cache=train["cache"],
         normalization=normalization(cfg["model"]),
+        variances=variances,
+        plain=build_augmentation("none", *size),
     )
 
 
-def _validation_set(cfg: Mapping[str, Any], records: list[ImageRecord]) -> GeoposeDataset:
-    downsample = cfg["train"]["downsample"]
+def _validation_set(
+    cfg: Mapping[str, Any], records: list[ImageRecord], variances: _Variances
+) -> GeoposeDataset:
+    downsample, cache = cfg["train"]["downsample"], cfg["train"]["cache"]
     whole = build_augmentation("none", None, downsample) if downsample > 1 else None
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
         whole,
-        cache=cfg["train"]["cache"],
+        cache=cache,
         normalization=normalization(cfg["model"]),
+        variances=variances,
     )
 
 
 def _training_loader(cfg: Mapping[str, Any], samples: GeoposeDataset, **common: Any) -> DataLoader:
-    sampler = ResumableSampler(samples, world_size(), rank(), shuffle=True, seed=cfg["seed"])
+    shard = {"num_replicas": world_size(), "rank": rank(), "seed": cfg["seed"]}
+    sampler: ResumableSampler = ResumableSampler(samples, **shard)
+    if cfg["train"]["balance_cities"]:
+        sampler = BalancedSampler(samples, **shard)
     return TimedLoader(
         samples,
         batch_size=cfg["batch_size"],
@@ -178,7 +194,10 @@ def _validation_loader(samples: GeoposeDataset, batch_size: int, **common: Any) 
 
 
 def build_loaders(
-    cfg: Mapping[str, Any], resources: Resources, device: torch.device
+    cfg: Mapping[str, Any],
+    resources: Resources,
+    device: torch.device,
+    targets: Collection[str] = (),
 ) -> dict[str, DataLoader]:
     """`train` (augmented crops, sharded and shuffled) and `valid` (whole images, each once).
 
@@ -187,13 +206,18 @@ def build_loaders(
             order are used.
         resources: worker processes of the loaders.
         device: where batches will go.
+        targets: what the loss reads; the variances of the cities are estimated only if it does.
 
     Raises:
         InputError: data directory, CSV files, sizes or folds are wrong, or a rank has no image to
             validate on.
     """
     train_records, valid_records = _parts(cfg)
-    train_set, valid_set = _training_set(cfg, train_records), _validation_set(cfg, valid_records)
+    variances: _Variances = None
+    if not set(VARIANCES).isdisjoint(targets):
+        variances = city_variances(train_records, {record.city for record in valid_records})
+    train_set = _training_set(cfg, train_records, variances)
+    valid_set = _validation_set(cfg, valid_records, variances)
     train_batch, loaders = cfg["batch_size"], cfg["train"]["loaders"]
     valid_batch = loaders["valid"]["batch_size"]
     train_workers = _room(
