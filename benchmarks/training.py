@@ -35,7 +35,7 @@ from geopose import keys  # noqa: E402
 from geopose.construct import plain  # noqa: E402
 from geopose.files.atomic import atomic_path  # noqa: E402
 from geopose.geometry import angle_to_vector, flow_map  # noqa: E402
-from geopose.losses import TOTAL_KEY, build_loss  # noqa: E402
+from geopose.losses.total import TOTAL_KEY, build_loss  # noqa: E402
 from geopose.models.build import build_model  # noqa: E402
 from geopose.system.memory import keep_freed_memory  # noqa: E402
 from geopose.training.optim import build_optimizer  # noqa: E402

@@ -28,7 +28,8 @@ from geopose.data.layouts.splits import LAYOUTS, read_split
 from geopose.data.targets import TARGETS
 from geopose.errors import InputError
 from geopose.inference.submission.command import submit
-from geopose.losses import LOSSES, build_loss
+from geopose.losses.terms import LOSSES
+from geopose.losses.total import build_loss
 from geopose.models.blocks import BLOCK_TYPES, activation_layer, conv3x3
 from geopose.models.build import build_model
 from geopose.models.heads import (

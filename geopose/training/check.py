@@ -8,7 +8,7 @@ from torch import nn
 
 from geopose.data.targets import target_keys
 from geopose.errors import InputError
-from geopose.losses import LossSum
+from geopose.losses.total import LossSum
 from geopose.schema.check import checked
 from geopose.schema.old_keys import without_old_keys
 from geopose.training.config import TrainingConfig

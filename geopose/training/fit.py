@@ -33,7 +33,7 @@ from geopose.distributed import (
 )
 from geopose.errors import GeoposeError, InputError, RunError
 from geopose.files.atomic import atomic_path
-from geopose.losses import build_loss
+from geopose.losses.total import build_loss
 from geopose.models.build import build_model, channel_order, model_slug
 from geopose.schema.old_keys import without_old_arguments
 from geopose.system.devices import is_out_of_memory

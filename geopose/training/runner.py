@@ -33,7 +33,7 @@ from geopose.data.targets import device_targets
 from geopose.distributed import gather_objects, is_distributed, rank
 from geopose.errors import Stopped
 from geopose.keys import INPUT_GROUND_SAMPLE_DISTANCE, INPUT_IMAGE_KEY
-from geopose.losses import LossSum
+from geopose.losses.total import LossSum
 from geopose.system.memory import release_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.report import TensorboardLogger

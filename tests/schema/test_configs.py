@@ -14,7 +14,7 @@ from geopose import keys
 from geopose.augment.build import build_augmentation
 from geopose.construct import plain
 from geopose.errors import InputError
-from geopose.losses import build_loss
+from geopose.losses.total import build_loss
 from geopose.models.build import build_model, channel_order, model_slug
 from geopose.training.check import check_config
 from geopose.training.help import BASE, purpose

@@ -19,7 +19,7 @@ from geopose.data.layouts.splits import read_split
 from geopose.data.raw import RAW_SUFFIX
 from geopose.data.targets import Variances, device_targets
 from geopose.data.vflow import write_vflow
-from geopose.losses import build_loss
+from geopose.losses.total import build_loss
 from geopose.metrics import ScoreAccumulator
 from geopose.training.data import variances
 from geopose.training.data.loaders import build_loaders

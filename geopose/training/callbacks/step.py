@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from geopose.distributed import gather_objects, is_main
 from geopose.errors import RunError
 from geopose.keys import INPUT_IMAGE_ID_KEY
-from geopose.losses import TOTAL_KEY
+from geopose.losses.total import TOTAL_KEY
 from geopose.training.data.mixup import mixed_loss
 from geopose.training.resume.run_files import SKIPPED_FILE
 

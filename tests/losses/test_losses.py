@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from geopose import keys, losses
+from geopose import keys
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector, flow_map
+from geopose.losses import terms, total
 from geopose.metrics import ScoreAccumulator
 from tests.training_run import CONFIGS, composed
 
@@ -16,10 +17,10 @@ NAN = math.nan
 LOSS_CONFIGS = sorted(path.stem for path in (CONFIGS / "loss").glob("*.yaml"))
 LOSS_CONFIGS.remove("base")
 PIXEL_LOSSES = [
-    losses.HuberLossWithIgnore,
-    losses.MSELossWithIgnore,
-    losses.SmoothL1LossWithIgnore,
-    losses.LogCoshWithIgnore,
+    terms.HuberLossWithIgnore,
+    terms.MSELossWithIgnore,
+    terms.SmoothL1LossWithIgnore,
+    terms.LogCoshWithIgnore,
 ]
 
 
@@ -38,13 +39,13 @@ def maps(*rows: list[float]) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("loss", "error", "expected"),
     [
-        (losses.HuberLossWithIgnore(delta=5.0), 3.0, 4.5),
-        (losses.HuberLossWithIgnore(delta=5.0), -8.0, 5.0 * (8.0 - 2.5)),
-        (losses.MSELossWithIgnore(), -3.0, 9.0),
-        (losses.SmoothL1LossWithIgnore(), 3.0, 2.5),
-        (losses.LogCoshWithIgnore(), 1.0, math.log(math.cosh(1.0))),
-        (losses.LogCoshWithIgnore(), 0.0, 0.0),
-        (losses.LogCoshWithIgnore(), 500.0, 500.0 - math.log(2.0)),
+        (terms.HuberLossWithIgnore(delta=5.0), 3.0, 4.5),
+        (terms.HuberLossWithIgnore(delta=5.0), -8.0, 5.0 * (8.0 - 2.5)),
+        (terms.MSELossWithIgnore(), -3.0, 9.0),
+        (terms.SmoothL1LossWithIgnore(), 3.0, 2.5),
+        (terms.LogCoshWithIgnore(), 1.0, math.log(math.cosh(1.0))),
+        (terms.LogCoshWithIgnore(), 0.0, 0.0),
+        (terms.LogCoshWithIgnore(), 500.0, 500.0 - math.log(2.0)),
     ],
 )
 def test_values_by_hand(loss: torch.nn.Module, error: float, expected: float) -> None:
@@ -88,20 +89,20 @@ def test_trimming_keeps_the_smallest_share_of_each_sample() -> None:
     # Sample 1: errors 1, 2, 3, 100 and two unknown -> half of four = 1, 2. Sample 2: 10, 20 -> 10.
     output = maps([1.0, 2.0, 3.0, 100.0, 7.0, 7.0], [10.0, 20.0, 5.0, 5.0, 5.0, 5.0])
     target = maps([0.0, 0.0, 0.0, 0.0, NAN, NAN], [0.0, 0.0, NAN, NAN, NAN, NAN])
-    loss = losses.MSELossWithIgnore(fraction=0.5)(output, target)
+    loss = terms.MSELossWithIgnore(fraction=0.5)(output, target)
     assert loss.item() == pytest.approx((1.0 + 4.0 + 100.0) / 3.0)
 
 
 def test_trimming_with_one_valid_pixel_keeps_it() -> None:
-    loss = losses.MSELossWithIgnore(fraction=0.1)(maps([3.0, 1.0]), maps([0.0, NAN]))
+    loss = terms.MSELossWithIgnore(fraction=0.1)(maps([3.0, 1.0]), maps([0.0, NAN]))
     assert loss.item() == 9.0
 
 
 def test_cosine_loss_by_hand() -> None:
     output = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
     target = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    assert losses.CosineSimilarityLoss()(output, target).item() == pytest.approx((0 + 1 + 2) / 3)
-    half = losses.CosineSimilarityLoss(gamma=0.5)(output, target).item()
+    assert terms.CosineSimilarityLoss()(output, target).item() == pytest.approx((0 + 1 + 2) / 3)
+    half = terms.CosineSimilarityLoss(gamma=0.5)(output, target).item()
     assert half == pytest.approx((0.0 + 1.0 + math.sqrt(2.0)) / 3, abs=2e-3)
 
 
@@ -109,7 +110,7 @@ def test_cosine_loss_by_hand() -> None:
 @pytest.mark.parametrize("vector", [[0.6, 0.8], [0.0, 0.0], [-0.6, -0.8]])
 def test_cosine_gradient_is_finite_everywhere(gamma: float, vector: list[float]) -> None:
     output = torch.tensor([vector], requires_grad=True)
-    losses.CosineSimilarityLoss(gamma=gamma)(output, torch.tensor([[0.6, 0.8]])).backward()
+    terms.CosineSimilarityLoss(gamma=gamma)(output, torch.tensor([[0.6, 0.8]])).backward()
     assert output.grad is not None
     assert torch.isfinite(output.grad).all()
 
@@ -117,7 +118,7 @@ def test_cosine_gradient_is_finite_everywhere(gamma: float, vector: list[float])
 def test_perfect_direction_costs_nothing_at_any_gamma() -> None:
     vector = torch.tensor([[0.6, 0.8]])
     for gamma in (0.5, 1.0):
-        loss = losses.CosineSimilarityLoss(gamma=gamma)(vector, vector)
+        loss = terms.CosineSimilarityLoss(gamma=gamma)(vector, vector)
         assert loss.item() == pytest.approx(0.0, abs=1e-3)
 
 
@@ -125,7 +126,7 @@ def test_float32_under_autocast() -> None:
     output = torch.full((1, 1, 8, 8), 300.0, dtype=torch.bfloat16)
     target = torch.full((1, 1, 8, 8), 300.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = losses.MSELossWithIgnore()(output, target)
+        loss = terms.MSELossWithIgnore()(output, target)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(0.25)
 
@@ -135,7 +136,7 @@ def test_a_factor_weighs_the_pixels_of_each_sample(fraction: float) -> None:
     # Half of the four valid pixels of the first sample, and of the two of the second, are 0 and 0.
     output = maps([0.0, 2.0, 0.0, 2.0, 7.0], [0.0, 3.0, 7.0, 7.0, 7.0])
     target = maps([0.0, 0.0, 0.0, 0.0, NAN], [0.0, 0.0, NAN, NAN, NAN])
-    loss = losses.MSELossWithIgnore(fraction=fraction)
+    loss = terms.MSELossWithIgnore(fraction=fraction)
     value = loss(output + 1.0, target, torch.tensor([[0.5], [2.0]]))
     kept = [1.0, 1.0] if fraction < 1.0 else [1.0, 1.0, 9.0, 9.0]
     second = [1.0] if fraction < 1.0 else [1.0, 16.0]
@@ -145,7 +146,7 @@ def test_a_factor_weighs_the_pixels_of_each_sample(fraction: float) -> None:
 
 def test_a_direction_counts_by_the_factor_of_its_sample() -> None:
     output, target = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
-    loss = losses.CosineSimilarityLoss()(output, target, torch.tensor([[3.0], [0.0]]))
+    loss = terms.CosineSimilarityLoss()(output, target, torch.tensor([[3.0], [0.0]]))
     assert loss.item() == pytest.approx(3.0 / 2)
 
 
@@ -153,7 +154,7 @@ def test_end_point_error_is_the_mean_length_over_the_known_pixels() -> None:
     target = torch.zeros(1, 2, 1, 3)
     target[0, 0, 0, 2] = NAN  # one component is enough
     output = torch.tensor([[3.0, 0.0, 9.0], [4.0, 2.0, 9.0]]).reshape(1, 2, 1, 3).requires_grad_()
-    loss = losses.EndPointLoss()
+    loss = terms.EndPointLoss()
     value = loss(output, target)
     value.backward()
     assert value.item() == pytest.approx((5.0 + 2.0) / 2, abs=2e-3)
@@ -161,19 +162,19 @@ def test_end_point_error_is_the_mean_length_over_the_known_pixels() -> None:
     assert output.grad is not None
     expected = torch.tensor([[0.3, 0.0, 0.0], [0.4, 0.5, 0.0]]).reshape(1, 2, 1, 3)
     torch.testing.assert_close(output.grad, expected, atol=1e-5, rtol=0)
-    nothing = losses.EndPointLoss(fraction=0.5)(output.detach(), torch.full((1, 2, 1, 3), NAN))
+    nothing = terms.EndPointLoss(fraction=0.5)(output.detach(), torch.full((1, 2, 1, 3), NAN))
     assert nothing.item() == 0.0
 
 
 def test_end_point_error_has_a_gradient_where_there_is_no_error() -> None:
     output = torch.zeros(1, 2, 2, 2, requires_grad=True)
-    losses.EndPointLoss()(output, torch.zeros(1, 2, 2, 2)).backward()
+    terms.EndPointLoss()(output, torch.zeros(1, 2, 2, 2)).backward()
     assert output.grad is not None
     assert output.grad.abs().max() == 0.0
 
 
 def test_twice_the_scale_costs_as_much_as_half_of_it() -> None:
-    loss = losses.LogScaleLoss(floor=1e-3, delta=0.1)
+    loss = terms.LogScaleLoss(floor=1e-3, delta=0.1)
     target = torch.tensor([[1.0]])
     twice, half = (loss(target * factor, target).item() for factor in (2.0, 0.5))
     assert twice == pytest.approx(0.1 * (math.log(2.0) - 0.05), rel=1e-4)
@@ -184,7 +185,7 @@ def test_twice_the_scale_costs_as_much_as_half_of_it() -> None:
 @pytest.mark.parametrize("truth", [0.0, 5.0])
 def test_any_scale_has_a_finite_slope(scale: float, truth: float) -> None:
     output = torch.tensor([[scale]], requires_grad=True)
-    losses.LogScaleLoss()(output, torch.tensor([[truth]])).backward()
+    terms.LogScaleLoss()(output, torch.tensor([[truth]])).backward()
     assert output.grad is not None
     assert torch.isfinite(output.grad).all()
     assert (output.grad.item() == 0.0) == (scale == truth)
@@ -192,7 +193,7 @@ def test_any_scale_has_a_finite_slope(scale: float, truth: float) -> None:
 
 def test_the_flow_of_a_pose_has_directions_of_length_1() -> None:
     loss_config = composed("loss=huber_cos_epe", "loss.losses.magnitude=null").loss
-    criterion = losses.build_loss(loss_config)
+    criterion = total.build_loss(loss_config)
     criterion.check(
         [k for k in vars(keys).values() if str(k).startswith("OUTPUT") and "POSE" not in str(k)],
         [k for k in vars(keys).values() if str(k).startswith("TARGET")],
@@ -227,7 +228,7 @@ def test_r2_is_what_the_score_loses() -> None:
         fields[f"{kind}_FLOW_MASK"] = flow_map(agl_m * scale, direction)
     batch[keys.TARGET_AGL_VARIANCE] = torch.tensor([[state["agl_truth"][2] / 64]]).float()
     batch[keys.TARGET_FLOW_VARIANCE] = torch.tensor([[state["flow_truth"][2] / 64]]).float()
-    criterion = losses.build_loss(composed("loss=r2_flow").loss)
+    criterion = total.build_loss(composed("loss=r2_flow").loss)
     terms = criterion(output, batch)
     assert terms["agl"].item() == pytest.approx(1 - city["agl_r2"], rel=1e-4)
     assert terms["magnitude"].item() == pytest.approx(1 - city["vflow_r2"], rel=1e-4)
@@ -239,7 +240,7 @@ def test_r2_is_what_the_score_loses() -> None:
 
 @pytest.mark.parametrize("name", LOSS_CONFIGS)
 def test_shipped_configs_build_and_reach_their_minimum_at_the_truth(name: str) -> None:
-    loss = losses.build_loss(composed(f"loss={name}").loss)
+    loss = total.build_loss(composed(f"loss={name}").loss)
     agl = torch.rand(2, 1, 4, 4) * 50
     direction = torch.nn.functional.normalize(torch.randn(2, 2))
     truth = {
@@ -270,7 +271,7 @@ TERM = {"output_key": "o", "target_key": "t", "loss": {"_target_": "torch.nn.MSE
     ids=["published list", "by name"],
 )
 def test_total_is_the_weighted_sum(terms: object) -> None:
-    loss = losses.build_loss({"losses": terms})
+    loss = total.build_loss({"losses": terms})
     result = loss({"o": torch.tensor([3.0])}, {"t": torch.tensor([1.0])})
     assert {k: v.item() for k, v in result.items()} == {"loss": 10.0, "a": 4.0, "b": 4.0}
 
@@ -290,7 +291,7 @@ PUBLISHED_HUBER_COS = [
 
 
 def test_shipped_huber_cos_is_the_published_one() -> None:
-    published = losses.build_loss(
+    published = total.build_loss(
         {
             "aggregation": "sum",
             "losses": [
@@ -311,7 +312,7 @@ def test_shipped_huber_cos_is_the_published_one() -> None:
     fields = {"AGL_MASK": agl, "MAGNITUDE_MASK": agl * 0.5, "VFLOW_DIRECTION": torch.randn(2, 2)}
     batch = {f"TARGET_{name}": value for name, value in fields.items()}
     output = {f"OUTPUT_{name}": value * 1.7 + 0.1 for name, value in fields.items()}
-    shipped = losses.build_loss(composed("loss=huber_cos").loss)
+    shipped = total.build_loss(composed("loss=huber_cos").loss)
     assert torch.equal(shipped(output, batch)["loss"], published(output, batch)["loss"])
 
 
@@ -346,4 +347,4 @@ def _term(**changes: object) -> dict[str, object]:
 )  # fmt: skip
 def test_bad_configs_name_what_is_wrong(config: object, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        losses.build_loss(config)
+        total.build_loss(config)

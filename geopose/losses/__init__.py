@@ -1,0 +1,1 @@
+"""Training losses: `terms` compare one output with one target, `total` is their weighted sum."""
