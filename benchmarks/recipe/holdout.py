@@ -6,6 +6,7 @@ both held-out parts.
 """
 
 import csv
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +29,15 @@ class Holdout:
 
     city: str
     data_dir: Path
-    train: int  # scenes
-    num_folds: int  # as many as leave a scene of each city for validation
+    train: int  # scenes that are learnt from
+    num_folds: int  # as many as leave about a scene of each city for validation
     splits: dict[str, list[ImageRecord]]
+
+    @property
+    def mark(self) -> str:
+        """Tells data sets apart: a sum of all ids, part by part."""
+        ids = [[record.image_id for record in part] for part in self.splits.values()]
+        return f"{zlib.crc32(repr((self.train, ids)).encode()):08x}"
 
 
 def hold_out(data_dir: Path, seed: int, out: Path) -> Holdout:
@@ -49,8 +56,9 @@ def hold_out(data_dir: Path, seed: int, out: Path) -> Holdout:
     listed = out / f"without_{city}_fold{fold}"
     _write_listing(listed, data_dir, train)
     new = [record for record in records if record.city == city]
-    most = max(Counter(record.city for record in train).values())
-    return Holdout(city, listed, len(train), max(most, 2), {SAME: same, NEW: new})
+    num_folds = max(2, *Counter(record.city for record in train).values())
+    learnt, _ = split_fold(train, 0, num_folds=num_folds)
+    return Holdout(city, listed, len(learnt), num_folds, {SAME: same, NEW: new})
 
 
 def _write_listing(listed: Path, data_dir: Path, train: Sequence[ImageRecord]) -> None:
