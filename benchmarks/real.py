@@ -13,43 +13,33 @@ import argparse
 import csv
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from geopose.checkpoints.load import load_model  # noqa: E402
+from benchmarks.scoring import Figures, View, predict  # noqa: E402
 from geopose.data.heights import read_agl_m  # noqa: E402
 from geopose.data.rgb import read_rgb  # noqa: E402
 from geopose.data.vflow import read_vflow  # noqa: E402
 from geopose.errors import InputError  # noqa: E402
-from geopose.geometry import angle_difference  # noqa: E402
 from geopose.imagery.files.raster import open_raster  # noqa: E402
 from geopose.imagery.place.flow import sensor_flow  # noqa: E402
-from geopose.inference.predict.ensemble import Member  # noqa: E402
-from geopose.inference.predict.tta import Tta  # noqa: E402
 from geopose.metrics import ScoreAccumulator  # noqa: E402
 from geopose.output.preview import Pose, PreviewRow, draw_preview  # noqa: E402
 
 
 @dataclass(frozen=True)
-class View:
+class RealView(View):
     """A real image with its truth, and its flow by its RPCs (None without)."""
 
-    name: str
-    rgb: NDArray[np.uint8]
-    gsd_m: float
-    truth: Pose
-    sensor: tuple[float, float] | None
+    sensor: tuple[float, float] | None = None
 
 
-def read_views(folder: Path, gsd_m: float | None) -> list[View]:
+def read_views(folder: Path, gsd_m: float | None) -> list[RealView]:
     """All views of a folder, by name; InputError if there is none or no gsd."""
     place = folder / "train" if (folder / "train").is_dir() else folder
     table = folder / "metadata.csv"
@@ -61,9 +51,10 @@ def read_views(folder: Path, gsd_m: float | None) -> list[View]:
         gsd = gsds.get(name, gsd_m)
         if gsd is None:
             raise InputError(f"{path}: its gsd is unknown; give {table} or --gsd")
-        agl_m = read_agl_m(place / f"{name}_AGL.tif")
-        flow = read_vflow(place / f"{name}_VFLOW.json")
-        views.append(View(name, read_rgb(path), gsd, Pose(agl_m, *flow), _by_rpc(path)))
+        truth = Pose(
+            read_agl_m(place / f"{name}_AGL.tif"), *read_vflow(place / f"{name}_VFLOW.json")
+        )
+        views.append(RealView(name, read_rgb(path), gsd, truth, sensor=_by_rpc(path)))
     if not views:
         raise InputError(f"{place}: holds no *_RGB.tif; give a folder of views with --views")
     return views
@@ -77,45 +68,32 @@ def _by_rpc(path: Path) -> tuple[float, float] | None:
     return flow.scale_px_per_m, flow.angle_rad
 
 
-def predict(checkpoint: Path, views: list[View], tta: str | None) -> Iterator[Pose]:
-    """What a checkpoint says of each view."""
-    member, mean = Member(load_model(checkpoint)).eval(), Tta.from_name(tta)
-    for view in views:
-        image = torch.from_numpy(np.ascontiguousarray(view.rgb.transpose(2, 0, 1)))[None]
-        with torch.inference_mode():
-            said = mean(member, image, torch.tensor([[view.gsd_m]]))
-        agl_m = said.agl_m[0, 0].numpy()
-        yield Pose(agl_m, float(said.scale_px_per_m), float(said.angle_rad))
-
-
-def score(views: list[View], poses: list[Pose]) -> dict[str, float]:
+def score(views: list[RealView], poses: list[Pose]) -> dict[str, float]:
     """The columns of one row, as they stand in the CSV file."""
-    own, given = ScoreAccumulator(), ScoreAccumulator()
-    angles, heavy = [], []
+    own, given = Figures(), ScoreAccumulator()
     for view, pose in zip(views, poses, strict=True):
-        true = view.truth
-        sure = (true.agl_m, true.scale_px_per_m, true.angle_rad)
-        own.update("it", pose.agl_m, pose.scale_px_per_m, pose.angle_rad, *sure)
+        own.update(view, pose)
         if view.sensor is not None:
-            given.update("it", pose.agl_m, *view.sensor, *sure)
-        angles.append(math.degrees(float(angle_difference(pose.angle_rad, true.angle_rad))))
-        heavy.append(true.scale_px_per_m)
-    result = own.result()["cities"]["it"]
-    by_rpc = given.result()["cities"].get("it", {}).get("vflow_r2", math.nan)
+            true = view.truth
+            scale, angle = view.sensor
+            sure = (true.agl_m, true.scale_px_per_m, true.angle_rad)
+            given.update("", pose.agl_m, scale, angle, *sure)
+    found = own.result()
+    by_rpc = given.result()["cities"].get("", {}).get("vflow_r2", math.nan)
     return {
         "views": len(views),
-        "score": result["score"],
-        "agl_r2": result["agl_r2"],
-        "flow_r2": result["vflow_r2"],
+        "score": found["score"],
+        "agl_r2": found["agl_r2"],
+        "flow_r2": found["flow_r2"],
         "flow_r2_rpc": by_rpc,
-        "angle_deg": result["mean"]["angle_deg"],
-        "angle_deg_by_scale": float(np.average(angles, weights=heavy)),
-        "scale_px_per_m": result["mean"]["scale_px_per_m"],
-        "agl_m": result["mean"]["agl_m"],
+        "angle_deg": found["angle_deg"],
+        "angle_deg_by_scale": found["angle_deg_by_scale"],
+        "scale_px_per_m": found["scale_px_per_m"],
+        "agl_m": found["agl_m"],
     }
 
 
-def zero_heights(views: list[View]) -> list[Pose]:
+def zero_heights(views: list[RealView]) -> list[Pose]:
     """The least a model must beat: flat ground."""
     return [Pose(np.zeros_like(view.truth.agl_m), 0.0, 0.0) for view in views]
 
@@ -162,7 +140,7 @@ def main() -> None:
         flat = score(views, zero_heights(views))
         rows[-1] |= flat | dict.fromkeys(("angle_deg", "angle_deg_by_scale"), math.nan)
         for name, file in arguments.models:
-            poses = list(predict(file, views, tta))
+            poses = [pose for _, pose in predict(file, views, tta)]
             rows.append({"model": name, "place": folder.name, "tta": arguments.tta})
             rows[-1] |= score(views, poses)
             if arguments.each:
@@ -178,7 +156,7 @@ def main() -> None:
         add_rows(arguments.csv, rows)
 
 
-def _print_views(views: list[View], poses: list[Pose]) -> None:
+def _print_views(views: list[RealView], poses: list[Pose]) -> None:
     for view, pose in zip(views, poses, strict=True):
         one = score([view], [pose])
         said = f"{pose.scale_px_per_m:.2f} px/m {math.degrees(pose.angle_rad):4.0f} deg"

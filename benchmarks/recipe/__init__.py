@@ -1,0 +1,1 @@
+"""Parts of benchmarks/recipes.py: data, recipes, plans, runs and the table."""
