@@ -1,5 +1,6 @@
 """The loss of a training: model output and batch in, one float32 total and its terms out."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from geopose.schema.numbers import is_number
 from geopose.schema.old_keys import without_old_keys
 
 TOTAL_KEY = "loss"
+
+logger = logging.getLogger(__name__)
 # What a term may divide or multiply the losses of a sample by: batch fields of N x 1.
 _FACTORS = {
     "norm_key": (keys.TARGET_AGL_VARIANCE, keys.TARGET_FLOW_VARIANCE),
@@ -49,6 +52,7 @@ class _Term(NamedTuple):
     weight: float = 1.0
     norm_key: str | None = None  # the losses of a sample are divided by this field,
     weight_key: str | None = None  # and multiplied by that
+    if_predicted: bool = False  # left out with a network that has no such output
 
     def value(self, output: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of a batch before the term's weight, a float32 scalar."""
@@ -81,20 +85,33 @@ class LossSum(nn.Module):
         fields = [(t.target_key, t.norm_key, t.weight_key) for t in self._terms]
         return {key for term in fields for key in term if key is not None}
 
-    def check(self, outputs: Iterable[str], targets: Iterable[str]) -> None:
-        """Refuses terms between fields that a model or a batch does not have.
+    def fitting(self, outputs: Iterable[str], targets: Iterable[str]) -> "LossSum":
+        """The terms that a network and a batch have the fields for.
+
+        Args:
+            outputs: of the network. A term that is `if_predicted` goes if its output is not there.
+            targets: of a batch.
 
         Raises:
-            InputError: names the term and the field.
+            InputError: another term lacks a field; names both. Or no term is left.
         """
         outputs, targets = set(outputs), set(targets)
+        terms = []
         for term in self._terms:
             _, needed = _DERIVED.get(term.output_key, (None, {term.output_key}))
-            for name in sorted(needed - outputs):
-                raise InputError(f"loss {term.prefix}: this model has no output {name}")
+            missing = sorted(needed - outputs)
+            if missing and term.if_predicted:
+                logger.info("loss %s: left out, this model has no %s", term.prefix, missing[0])
+                continue
+            if missing:
+                raise InputError(f"loss {term.prefix}: this model has no output {missing[0]}")
             for key in (term.target_key, term.norm_key, term.weight_key):
                 if key is not None and key not in targets:
                     raise InputError(f"loss {term.prefix}: there is no target {key}")
+            terms.append(term)
+        if not terms:
+            raise InputError("loss.losses: this model has the output of none of them")
+        return LossSum(terms)
 
     def forward(
         self, output: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -137,8 +154,9 @@ def build_loss(config: Any) -> LossSum:
 
     Args:
         config: `{losses: {NAME: {loss: {_target_, ...}, target_key, output_key, weight (default
-            1), norm_key, weight_key}}}`, plain or OmegaConf; a NAME with null is left out. The last
-            two name fields of the batch by which each sample's losses are divided and multiplied.
+            1), norm_key, weight_key, if_predicted}}}`, plain or OmegaConf; a NAME with null is left
+            out. norm_key and weight_key name fields of the batch by which each sample's losses are
+            divided and multiplied.
             Published configs have a list of terms instead, each with its name as `prefix`.
 
     Raises:
@@ -179,6 +197,8 @@ def _build_term(given: Any, where: str) -> _Term:
     weight = term.get("weight", 1.0)
     if not is_number(weight) or not weight >= 0.0:
         raise InputError(f"{where}.weight: expected a number >= 0, got {weight!r}")
+    if not isinstance(term.get("if_predicted", False), bool):
+        raise InputError(f"{where}.if_predicted: {term['if_predicted']!r} is not true or false")
     loss = construct(term["loss"], LOSSES, f"{where}.loss")
     for name, allowed in _FACTORS.items():
         if term.get(name) not in (None, *allowed):

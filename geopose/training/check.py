@@ -70,8 +70,11 @@ def check_batch_norm(model: nn.Module, cfg: Mapping[str, Any], samples: int) -> 
         )
 
 
-def check_loss(model: nn.Module, criterion: LossSum) -> None:
+def fitting_loss(model: nn.Module, criterion: LossSum) -> LossSum:
     """Tries the network on a small image, so that a loss that does not fit it is found now.
+
+    Returns:
+        The loss without the terms that are only for networks with further outputs.
 
     Raises:
         InputError: a loss term between fields that do not exist.
@@ -79,4 +82,4 @@ def check_loss(model: nn.Module, criterion: LossSum) -> None:
     with torch.inference_mode():
         outputs = model.eval()(torch.zeros(1, 3, 64, 64), torch.full((1, 1), 0.5))
     model.train()
-    criterion.check(outputs, target_keys())
+    return criterion.fitting(outputs, target_keys())

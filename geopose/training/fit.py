@@ -41,7 +41,7 @@ from geopose.system.memory import keep_freed_memory
 from geopose.system.signals import StopSignal
 from geopose.training.callbacks.order import build_callbacks
 from geopose.training.callbacks.stop import TimeBudget
-from geopose.training.check import check_batch_norm, check_config, check_loss, check_metrics
+from geopose.training.check import check_batch_norm, check_config, check_metrics, fitting_loss
 from geopose.training.data.loaders import build_loaders, end_workers
 from geopose.training.data.resources import choose_resources
 from geopose.training.ema import build_ema
@@ -119,9 +119,9 @@ def _assemble(start: Start, device: torch.device) -> RunParts:
     criterion = build_loss(cfg["loss"])
     loaders = build_loaders(cfg, resources, device, criterion.batch_keys)
     _check_same_data(start, loaders)
-    check_metrics(cfg, criterion.prefixes)
     model = _build_model(start, device)
-    check_loss(model, criterion)
+    criterion = fitting_loss(model, criterion)
+    check_metrics(cfg, criterion.prefixes)
     check_batch_norm(model, cfg, len(loaders["train"].sampler))  # type: ignore[arg-type]
     model = model.to(device)
     channels_last = cfg["channels_last"] and precision.likes_channels_last

@@ -194,7 +194,7 @@ def test_any_scale_has_a_finite_slope(scale: float, truth: float) -> None:
 def test_the_flow_of_a_pose_has_directions_of_length_1() -> None:
     loss_config = composed("loss=huber_cos_epe", "loss.losses.magnitude=null").loss
     criterion = total.build_loss(loss_config)
-    criterion.check(
+    criterion.fitting(
         [k for k in vars(keys).values() if str(k).startswith("OUTPUT") and "POSE" not in str(k)],
         [k for k in vars(keys).values() if str(k).startswith("TARGET")],
     )
@@ -208,7 +208,7 @@ def test_the_flow_of_a_pose_has_directions_of_length_1() -> None:
     output[keys.OUTPUT_VFLOW_DIRECTION] = 7.0 * direction
     assert criterion(output, batch)["epe"].item() == pytest.approx(0.0, abs=1e-3)
     with pytest.raises(InputError, match="epe: this model has no output OUTPUT_MAGNITUDE_MASK"):
-        criterion.check([keys.OUTPUT_VFLOW_DIRECTION, keys.OUTPUT_AGL_MASK], batch)
+        criterion.fitting([keys.OUTPUT_VFLOW_DIRECTION, keys.OUTPUT_AGL_MASK], batch)
 
 
 def test_r2_is_what_the_score_loses() -> None:
@@ -235,7 +235,7 @@ def test_r2_is_what_the_score_loses() -> None:
     assert 2 * terms["flow"].item() == pytest.approx(1 - city["vflow_r2"], rel=1e-4)
     assert {keys.TARGET_AGL_VARIANCE, keys.TARGET_FLOW_VARIANCE} < criterion.batch_keys
     with pytest.raises(InputError, match="there is no target TARGET_AGL_VARIANCE"):
-        criterion.check(output, set(batch) - {keys.TARGET_AGL_VARIANCE})
+        criterion.fitting(output, set(batch) - {keys.TARGET_AGL_VARIANCE})
 
 
 @pytest.mark.parametrize("name", LOSS_CONFIGS)
@@ -348,3 +348,20 @@ def _term(**changes: object) -> dict[str, object]:
 def test_bad_configs_name_what_is_wrong(config: object, named: str) -> None:
     with pytest.raises(InputError, match=named):
         total.build_loss(config)
+
+
+def test_a_term_for_networks_that_have_its_output(caplog: pytest.LogCaptureFixture) -> None:
+    criterion = total.build_loss(
+        {"losses": [_term(if_predicted=True, output_key="more"), _term(prefix="b")]}
+    )
+    assert criterion.fitting({"o", "more"}, {"t"}).prefixes == ["a", "b"]
+    with caplog.at_level("INFO"):
+        assert criterion.fitting({"o"}, {"t"}).prefixes == ["b"]
+    assert "loss a: left out" in caplog.text
+    with pytest.raises(InputError, match="loss b: this model has no output o"):
+        criterion.fitting({"more"}, {"t"})
+    alone = total.build_loss({"losses": [_term(if_predicted=True)]})
+    with pytest.raises(InputError, match="none of them"):
+        alone.fitting({"more"}, {"t"})
+    with pytest.raises(InputError, match="if_predicted: 'yes'"):
+        total.build_loss({"losses": [_term(if_predicted="yes")]})

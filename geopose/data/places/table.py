@@ -32,7 +32,9 @@ def read_places(path: Path, records: Sequence[ImageRecord]) -> dict[str, str]:
             reader = csv.DictReader(file)
             missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise InputError(f"{path}: column {', '.join(missing)} is missing; expected id,place")
+                raise InputError(
+                    f"{path}: column {', '.join(missing)} is missing; expected id,place"
+                )
             rows = [(reader.line_num, (row["id"] or "").strip(), row["place"]) for row in reader]
     except OSError as error:
         raise InputError(
