@@ -52,7 +52,9 @@ def _build(cfg: dict[str, Any]) -> None:
     assert _parameters(json.dumps(cfg["model"])) > 0
     assert build_loss(cfg["loss"]).prefixes
     train = cfg["train"]
-    build_augmentation(train["augmentations"], train["crop_size"], train["downsample"])
+    build_augmentation(
+        train["augmentations"], train["crop_size"], train["downsample"], train["height_warp"]
+    )
     small = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     optimizer = build_optimizer(small, cfg["optimizer"], 1)
     lr = cfg["optimizer"]["lr"]
@@ -77,6 +79,7 @@ def test_option_composes_and_builds(group: str, option: str) -> None:
         "train=safe_1024 train.downsample=4 train.crop_size=null optimizer=adamw_finetune",
         "loss=huber_cos loss.losses.magnitude.weight=0.1 +loss.losses.agl.loss.fraction=0.9",
         "train=medium_768 train.augmentations=d4_only train.mixup=0.2 train.max_minutes=30 "
+        "train.height_warp={probability:0.5,factor:[0.6,1.6]} "
         "optimizer=ranger21 optimizer.clip_grad_norm=1 scheduler=flat_cos scheduler.flat=0.5",
         "dataset.fold_split=region dataset.fold=2 batch_size=1 optimizer.accumulation=8",
     ],

@@ -96,6 +96,7 @@ def test_every_switch_trains(sample_dir: Path, tmp_path: Path) -> None:
         "train.fast=true",
         "train.downsample=2",
         "train.augmentations=light",
+        "train.height_warp={probability: 0.5, factor: [0.6, 1.6]}",
         "optimizer.accumulation=2",
         "optimizer.precision=bf16",
         "deterministic=true",

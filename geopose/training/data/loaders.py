@@ -140,7 +140,9 @@ def _training_set(cfg: Mapping[str, Any], records: list[ImageRecord]) -> Geopose
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
-        build_augmentation(train["augmentations"], train["crop_size"], train["downsample"]),
+        build_augmentation(
+            train["augmentations"], train["crop_size"], train["downsample"], train["height_warp"]
+        ),
         seed=cfg["seed"],
         repeats=train["crops_per_image"],
         cache=train["cache"],
