@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, gsd_range_of
+from geopose.checkpoints.formats.facts import (
+    LABELS_CONVERTED,
+    NO_GAINS,
+    Gains,
+    downsample_of,
+    gains_of,
+    gsd_range_of,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class LoadedModel:
         source: file name(s), for messages.
         gsd_range_m: least and largest gsd of the images that it was trained on, metres per pixel
             of the image as given, before any reduction; None = unknown.
+        gains: what heights and lengths of flow are multiplied by after the model.
     """
 
     model: nn.Module
@@ -32,6 +40,7 @@ class LoadedModel:
     scale_is_downsampled: bool
     source: str
     gsd_range_m: tuple[float, float] | None = None
+    gains: Gains = NO_GAINS
 
     @classmethod
     def from_facts(cls, model: nn.Module, facts: Mapping[str, Any], source: str) -> "LoadedModel":
@@ -44,6 +53,7 @@ class LoadedModel:
             facts.get("label_downsample") == LABELS_CONVERTED,
             source,
             gsd_range_of(facts, source),
+            gains_of(facts, source),
         )
 
     def reduced_by(self, downsample: int) -> "LoadedModel":

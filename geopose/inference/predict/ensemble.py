@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geopose.checkpoints.formats.facts import NO_GAINS
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from geopose.errors import InputError, RunError
@@ -75,6 +76,7 @@ class Member(nn.Module):
         self.channel_order = loaded.channel_order
         self.downsample = loaded.downsample
         self.scale_is_downsampled = loaded.scale_is_downsampled
+        self.gains = loaded.gains
         self.gsd_range_m = loaded.gsd_range_m
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             planes = 255.0 * torch.tensor(values, dtype=torch.float32).reshape(1, 3, 1, 1)
@@ -116,7 +118,18 @@ class Member(nn.Module):
                     f"{self.source}: gives {name} of {list(value.shape)} for images of "
                     f"{list(planes.shape)}, must be {list(shape)}; use another file"
                 )
-        return found._replace(direction=real_directions(found.direction))
+        return self._calibrated(found._replace(direction=real_directions(found.direction)))
+
+    def _calibrated(self, found: Prediction) -> Prediction:
+        """With the gains that the model's file says."""
+        if self.gains == NO_GAINS:
+            return found
+        agl, magnitude = self.gains
+        return found._replace(
+            agl_m=found.agl_m * agl,
+            magnitude_px=found.magnitude_px * magnitude,
+            scale_px_per_m=found.scale_px_per_m * (magnitude / agl),
+        )
 
     @property
     def _pixels(self) -> int:
