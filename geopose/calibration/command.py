@@ -29,6 +29,7 @@ from geopose.system.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 HELD_OUT = "held-out"
+_MOST_OFF_DEG = 15.0  # a cosine of 0.97
 _PUBLISHED_SPLIT = "region_stratified"  # how published configs call what is stratified by city
 
 
@@ -72,7 +73,9 @@ def calibrated_facts(
     if loaded.gains != NO_GAINS:
         logger.info("%s: is calibrated already, which is done anew", loaded.source)
     member = Member(replace(loaded, gains=NO_GAINS)).eval()
-    found = fit(_sums(member, records, options.tta))
+    sums = _sums(member, records, options.tta)
+    _warn_of_directions(sums, loaded.source)
+    found = fit(sums)
     _say(found, len(records), chosen)
     if not found.helps and not options.force:
         raise RunError(
@@ -87,6 +90,18 @@ def calibrated_facts(
         "score": found.summary(),
     }
     return {**facts, CALIBRATION: calibration}
+
+
+def _warn_of_directions(sums: Sequence[ImageSums], source: str) -> None:
+    """A flow that points elsewhere scores best if it is short, whatever its true length."""
+    off_deg = math.degrees(float(np.mean([image.off_rad for image in sums])))
+    if off_deg > _MOST_OFF_DEG:
+        logger.warning(
+            "%s: its directions are off by %.0f degrees on average, so the gain of flow makes up "
+            "for that, and scales get too small; use more views (--tta) or a better network",
+            source,
+            off_deg,
+        )
 
 
 def _say(found: Fit, images: int, chosen: str) -> None:

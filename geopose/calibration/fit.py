@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.checkpoints.formats.facts import NO_GAINS, Gains
+from geopose.geometry import angle_difference
 
 _LEAST, _LARGEST = 0.1, 10.0
 
@@ -36,12 +37,13 @@ class _Sums:
 
 @dataclass(frozen=True)
 class ImageSums:
-    """One image: its city, and the sums of heights (metres) and of both components of its flow
-    (pixels)."""
+    """One image: its city, the sums of heights (metres) and of both components of its flow
+    (pixels), and how far its direction is off (radians)."""
 
     city: str
     agl: NDArray[np.float64]
     flow: NDArray[np.float64]
+    off_rad: float
 
     @staticmethod
     def of(
@@ -56,7 +58,8 @@ class ImageSums:
         x, y = true[1] * math.sin(true[2]), true[1] * math.cos(true[2])
         along = predicted[1] * true[1] * math.cos(predicted[2] - true[2])
         factors = [2.0, x + y, true[1] ** 2, along, predicted[1] ** 2]
-        return ImageSums(city, np.array(agl), np.array(agl) * factors)
+        off_rad = float(angle_difference(predicted[2], true[2]))
+        return ImageSums(city, np.array(agl), np.array(agl) * factors, off_rad)
 
 
 def _cities(images: Iterable[ImageSums]) -> dict[str, tuple[_Sums, _Sums]]:

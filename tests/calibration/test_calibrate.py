@@ -217,6 +217,21 @@ def test_a_network_that_is_right_is_not_written(
     assert _gains(tmp_path / "b.pth") == pytest.approx((1.0, 1.0), abs=0.02)
 
 
+def test_a_gain_that_makes_up_for_wrong_directions_is_told(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_data_dir(tmp_path / "data", ["AAA", "BBB"] * 4, size=(64, 96), suffix=".png")
+    _truth_from(made / "a.pth", tmp_path / "data", 1.5, 1.5)
+    for path in (tmp_path / "data/train").glob("*_VFLOW.json"):
+        scale, angle = read_vflow(path)
+        write_vflow(path, scale, (angle + 1.0) % (2 * math.pi))
+    given = ["--data-dir", tmp_path / "data", "--split", "train"]
+    assert calibrate(made / "a.pth", tmp_path / "b.pth", *given) == 0
+    assert "directions are off by 57 degrees" in caplog.text
+    found = _gains(tmp_path / "b.pth")
+    assert found == pytest.approx((1.5, 1.5 * math.cos(1.0)), rel=5e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
