@@ -4,11 +4,14 @@ In: level, crop size, downsample factor. Out: an `Augmentation`, which takes an 
 gsd, scale and angle and returns a crop of it with all five changed together.
 """
 
+from collections.abc import Mapping
 from random import Random
+from typing import Any
 
 import albumentations as A
 import numpy as np
 
+from geopose.augment.height_warp import HeightWarpRange
 from geopose.augment.levels import LEVELS, Level
 from geopose.augment.spatial import Pixels, Sample, Scene, apply_map, draw_map
 from geopose.errors import InputError
@@ -22,12 +25,20 @@ class Augmentation:
         level: what may be drawn.
         crop_size: side of the square crop in pixels; None = the whole image.
         downsample: shrink the image by this factor before cropping.
+        height_warp: what is drawn of other heights; None = they stay.
     """
 
-    def __init__(self, level: Level, crop_size: int | None, downsample: int) -> None:
+    def __init__(
+        self,
+        level: Level,
+        crop_size: int | None,
+        downsample: int,
+        height_warp: HeightWarpRange | None = None,
+    ) -> None:
         self._spatial = level.spatial
         self._crop_size = crop_size
         self._downsample = downsample
+        self._height_warp = height_warp
         transforms = level.colours()
         self._colours = A.Compose(transforms) if transforms else None
         self.set_seed(0)
@@ -63,14 +74,19 @@ class Augmentation:
         """
         scene = Scene(image, agl_m, gsd_m, scale_px_per_m, angle_rad)
         pixel_map = draw_map(self._spatial, self._rng)
-        sample = apply_map(scene, pixel_map, self._crop_size, self._downsample)
+        # Drawn last, so that samples without it are what they are where there is none.
+        factor = 1.0 if self._height_warp is None else self._height_warp.draw(self._rng)
+        sample = apply_map(scene, pixel_map, self._crop_size, self._downsample, factor)
         if self._colours is None:
             return sample
         return sample._replace(image=self._colours(image=sample.image)["image"])
 
 
 def build_augmentation(
-    level: str, crop_size: int | None = None, downsample: int = 1
+    level: str,
+    crop_size: int | None = None,
+    downsample: int = 1,
+    height_warp: Mapping[str, Any] | None = None,
 ) -> Augmentation:
     """The augmentation of a level.
 
@@ -78,9 +94,11 @@ def build_augmentation(
         level: one of LEVELS. Every level crops; none changes nothing else.
         crop_size: side of the square crop in pixels of the (shrunk) image; None = no cropping.
         downsample: whole number by which images are shrunk first.
+        height_warp: `probability` and `factor` (least, largest) of `HeightWarpRange`; None = off.
 
     Raises:
-        InputError: unknown level, or a size or factor that is not a positive whole number.
+        InputError: unknown level, a size or factor that is not a positive whole number, or
+            something else in `height_warp`.
     """
     if level not in LEVELS:
         raise InputError(f"augmentation level is {level!r}, expected {', '.join(LEVELS)}")
@@ -89,4 +107,5 @@ def build_augmentation(
             raise InputError(f"{name} is {value!r}, expected a whole number from 1")
     if downsample is None:
         raise InputError("downsample is None, expected a whole number from 1")
-    return Augmentation(LEVELS[level], crop_size, downsample)
+    warp = None if height_warp is None else HeightWarpRange.of(height_warp)
+    return Augmentation(LEVELS[level], crop_size, downsample, warp)

@@ -3,7 +3,8 @@
 In: an image with heights, gsd, scale and angle. Out: the same after one map
 `out - out_centre = linear (in - in_centre)`. Symmetries and crops at full resolution copy pixels;
 everything else is one warp, whose cost follows the crop and not the image. Only the Jacobian
-`linear` decides what happens to gsd, scale and angle (`geopose.geometry`).
+`linear` decides what happens to gsd, scale and angle (`geopose.geometry`). Before all that, in the
+window of the (shrunk) image that a crop needs, heights may be changed (`height_warp`).
 """
 
 import math
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geopose.augment.height import shrink_heights, warp_heights
+from geopose.augment.height_warp import margins, warp_height
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, SYMMETRY, Symmetry, transform_gsd, transform_scale_angle
 
@@ -121,7 +123,11 @@ def draw_map(ranges: SpatialRange, rng: np.random.Generator) -> PixelMap:
 
 
 def apply_map(
-    scene: Scene | Sample, pixel_map: PixelMap, crop_size: int | None, downsample: int = 1
+    scene: Scene | Sample,
+    pixel_map: PixelMap,
+    crop_size: int | None,
+    downsample: int = 1,
+    height_factor: float = 1.0,
 ) -> Sample:
     """Applies a map and cuts the crop.
 
@@ -135,8 +141,9 @@ def apply_map(
             centre. Where the crop reaches beyond the image, pixels are mirrored (without repeating
             the edge) and heights are NaN: a mirrored building would lean the wrong way.
         downsample: the image is first shrunk by this whole number, by area.
+        height_factor: then everything in it is made so many times as tall (`warp_height`).
     """
-    source = _Source(scene, downsample)
+    source = _Source(scene, downsample, height_factor)
     symmetry = pixel_map.symmetry
     if crop_size is None:
         size = source.size[::-1] if symmetry.transpose else source.size
@@ -220,11 +227,12 @@ def _centre(length: int, window: float, place: float) -> float:
 
 
 class _Source:
-    """The image that is cropped, shrunk only where a window asks for it."""
+    """The image that is cropped, shrunk and changed only where a window asks for it."""
 
-    def __init__(self, scene: Scene | Sample, factor: int) -> None:
+    def __init__(self, scene: Scene | Sample, factor: int, height_factor: float = 1.0) -> None:
         self._scene = scene
         self._factor = factor
+        self._height_factor = height_factor
         height, width = scene.image.shape[:2]
         self.size = (height // factor, width // factor)
         if min(self.size) < 1:
@@ -238,7 +246,7 @@ class _Source:
         """Pixels and heights of a window; mirrored and NaN where it leaves the image."""
         rows = slice(max(top, 0), min(top + height, self.size[0]))
         columns = slice(max(left, 0), min(left + width, self.size[1]))
-        image, agl_m = self._shrunk(rows, columns)
+        image, agl_m = self._warped(rows, columns)
         above, before = rows.start - top, columns.start - left
         below, after = height - above - image.shape[0], width - before - image.shape[1]
         if not any((above, below, before, after)):
@@ -246,6 +254,26 @@ class _Source:
         pads = ((above, below), (before, after))
         mirrored = np.pad(image, (*pads, (0, 0)), mode="reflect")
         return mirrored, np.pad(agl_m, pads, constant_values=np.nan)
+
+    def _warped(self, rows: slice, columns: slice) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Pixels and heights with another height, of a window within the image."""
+        if self._height_factor == 1.0:
+            return self._shrunk(rows, columns)
+        scale_px_per_m, angle_rad = self._scene.scale_px_per_m / self._factor, self._scene.angle_rad
+        around = margins(scale_px_per_m, angle_rad, self._height_factor)
+        part = [
+            slice(max(span.start - before, 0), min(span.stop + after, length))
+            for span, (before, after), length in zip(
+                (rows, columns), around, self.size, strict=True
+            )
+        ]
+        image, agl_m = self._shrunk(*part)
+        image, agl_m = warp_height(image, agl_m, scale_px_per_m, angle_rad, self._height_factor)
+        inner = tuple(
+            slice(span.start - outer.start, span.stop - outer.start)
+            for span, outer in zip((rows, columns), part, strict=True)
+        )
+        return np.ascontiguousarray(image[inner]), np.ascontiguousarray(agl_m[inner])
 
     def _shrunk(self, rows: slice, columns: slice) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         factor = self._factor

@@ -3,8 +3,8 @@
 The plugin cuts a layer into square tiles, hands over RGB from 0 to 1 (1 x 3 x S x S float32), and
 takes one map (1 x 1 x S x S) of what it calls a regression: here heights in metres. What it knows
 of a file it reads from the file's metadata, each value as JSON. Order of channels, normalisation,
-reduction and gsd are inside of the network, so that versions of the plugin that know nothing of
-`standardization_mean` see the same heights.
+reduction, gsd and calibration are inside of the network, so that versions of the plugin that know
+nothing of `standardization_mean` see the same heights.
 """
 
 import json
@@ -40,6 +40,7 @@ class HeightNetwork(Traceable):
         super().__init__(loaded.model)
         self._is_bgr = loaded.channel_order == "bgr"
         self._factor = loaded.downsample
+        self._gain = loaded.gains.agl
         self._gsd_m = gsd_m * (loaded.downsample if loaded.scale_is_downsampled else 1)
         for name, planes in zip(("mean", "std"), loaded.normalization.planes(), strict=True):
             self.register_buffer(name, planes, persistent=False)
@@ -51,6 +52,8 @@ class HeightNetwork(Traceable):
             planes = F.avg_pool2d(planes, self._factor)
         gsd_m = torch.full((1, 1), self._gsd_m).expand(planes.shape[0], 1)
         agl_m: Tensor = self.model(planes, gsd_m)[keys.OUTPUT_AGL_MASK]  # type: ignore[operator]
+        if self._gain != 1.0:
+            agl_m = agl_m * self._gain
         if self._factor == 1:
             return agl_m
         factor = float(self._factor)

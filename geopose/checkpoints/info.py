@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from geopose.checkpoints.formats.facts import GSD_RANGE, downsample_of, gsd_range_of
+from geopose.checkpoints.formats.facts import (
+    CALIBRATION,
+    GSD_RANGE,
+    downsample_of,
+    gains_of,
+    gsd_range_of,
+)
 from geopose.checkpoints.formats.given import GivenNetwork
 from geopose.checkpoints.formats.int8_file import calibration_in_words
 from geopose.checkpoints.formats.pth import load_weights
@@ -45,6 +51,7 @@ def describe(path: Path, given: GivenNetwork | None = None) -> dict[str, str]:
         "channel order": facts["channel_order"],
         "downsample": downsample_of(facts, str(path)),
         "gsd": _gsd(facts, str(path)),
+        "calibration": _calibration(facts, str(path)),
         "recipe": facts.get("recipe"),
         "precision": _precision(facts.get("quantized")),
         "made from": _made_from(facts.get("quantized")),
@@ -53,6 +60,23 @@ def describe(path: Path, given: GivenNetwork | None = None) -> dict[str, str]:
         "sha256": file_sha256(path),
     }
     return {key: str(value) for key, value in described.items() if value not in (None, "")}
+
+
+def _calibration(facts: Mapping[str, Any], where: str) -> str | None:
+    """What heights and flow are multiplied by, by what images, and what that did to the score."""
+    known = facts.get(CALIBRATION)
+    if known is None:
+        return None
+    agl, magnitude = gains_of(facts, where)
+    words = f"heights x {agl:.4f}, flow x {magnitude:.4f}"
+    if images := known.get("images"):
+        words += f", by {images} images ({known.get('split')}, views {known.get('views')})"
+    score = known.get("score")
+    if isinstance(score, Mapping):
+        words += f", score {score.get('before')} -> {score.get('after')}"
+        if "halves_after" in score:
+            words += f", on the other half {score.get('halves_before')} -> {score['halves_after']}"
+    return words
 
 
 def _gsd(facts: Mapping[str, Any], where: str) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geopose.checkpoints.formats.contents import check_network, settled
-from geopose.checkpoints.formats.facts import downsample_of, facts_of
+from geopose.checkpoints.formats.facts import downsample_of, facts_of, gains_of
 from geopose.checkpoints.formats.given import GivenNetwork
 from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.int8_file import read_int8_facts
@@ -46,7 +46,7 @@ def load_model(
 
     Raises:
         InputError: unreadable file, unknown constructor, weights that do not fit, or files to
-            average that disagree on the network, its channel order or downsampling.
+            average that disagree on the network, its channel order, downsampling or calibration.
     """
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     source = " + ".join(file.name for file in files) if len(files) > 1 else str(files[0])
@@ -118,6 +118,7 @@ def _common_facts(files: Sequence[Path], source: str, given: GivenNetwork | None
             ("channel order", other["channel_order"] != facts[0]["channel_order"]),
             ("downsample", downsample_of(other, source) != downsample_of(facts[0], source)),
             ("label_downsample", other.get("label_downsample") != facts[0].get("label_downsample")),
+            ("calibration", gains_of(other, source) != gains_of(facts[0], source)),
             ("network", _model_config(other) != _model_config(facts[0])),
         ):
             if differs:

@@ -36,7 +36,13 @@ def foreign_kind(path: Path, suffix: str | None = None) -> str:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     wanted = path.suffix if suffix is None else suffix
-    return _anything_but(head) or _under_another_name(head, wanted, path.stat().st_size)
+    size = path.stat().st_size
+    # First, for it begins with the length of its header, which may look like anything's beginning.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= size:
+        if wanted in (".safetensors", ".int8"):
+            return ""
+        return "is a safetensors file; give it a name that ends with .safetensors"
+    return _anything_but(head) or _under_another_name(head, wanted)
 
 
 def _anything_but(head: bytes) -> str:
@@ -73,10 +79,7 @@ def _is_text(head: bytes) -> bool:
     )
 
 
-def _under_another_name(head: bytes, wanted: str, size: int) -> str:
-    is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= size
-    if is_safetensors and wanted not in (".safetensors", ".int8"):
-        return "is a safetensors file; give it a name that ends with .safetensors"
+def _under_another_name(head: bytes, wanted: str) -> str:
     is_torch = head.startswith((_ZIP, _PICKLE))
     if is_torch and wanted in (".safetensors", ".int8", ".onnx"):
         return "is a file of torch.save; give it a name that ends with .pth"

@@ -12,6 +12,7 @@ from geopose.checkpoints.load import load_model
 from geopose.checkpoints.remote.download import Patience
 from geopose.checkpoints.remote.fetch import Source, fetch_all
 from geopose.errors import InputError
+from geopose.files.kinds import foreign_kind
 from geopose.inference.resume.settings import difference
 from tests.file_server import FileServer, whole
 from tests.tiny_run import tiny_payload, write_checkpoint
@@ -89,3 +90,13 @@ def test_the_setting_that_changed_is_named() -> None:
     assert "downsample of model 2 null -> 2" in told
     assert "network of model 2 null -> " in told
     assert difference(settings(first), {"models": 3}).startswith("models 1 -> 0")
+
+
+@pytest.mark.parametrize("length", [0x480, 0x580, 0x880, 0x1080])
+@pytest.mark.parametrize("suffix", [".safetensors", ".int8"])
+def test_a_header_as_long_as_a_pickle_begins_is_no_pickle(
+    tmp_path: Path, length: int, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}".ljust(length))
+    assert foreign_kind(path) == ""

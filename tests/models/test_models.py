@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from geopose import keys, losses
+from geopose import keys
 from geopose.errors import InputError
 from geopose.geometry import angle_to_vector
+from geopose.losses.terms import MSELossWithIgnore
+from geopose.losses.total import build_loss
 from geopose.models import blocks, timm_models
 from geopose.models.blocks import (
     BLOCK_TYPES,
@@ -151,7 +153,7 @@ def test_heads_train_and_predict(agl_head: dict[str, Any], orientation_head: str
     )
     assert_whole(run(model, 2, 3, 50, 64), 2, 50, 64)
     output = model.train()(torch.randn(2, 3, 64, 64), torch.full((2, 1), 0.5))
-    loss = losses.MSELossWithIgnore()
+    loss = MSELossWithIgnore()
     total = sum(loss(value, torch.ones_like(value)) for value in output.values())
     assert isinstance(total, Tensor)
     total.backward()
@@ -467,7 +469,7 @@ def test_agreeing_flow_gives_a_unit_direction_and_opposed_flow_gives_none() -> N
 
 
 def test_a_loss_on_an_output_that_the_model_lacks_is_named() -> None:
-    loss = losses.build_loss(
+    loss = build_loss(
         {
             "losses": [
                 {
@@ -480,10 +482,10 @@ def test_a_loss_on_an_output_that_the_model_lacks_is_named() -> None:
         }
     )
     with pytest.raises(InputError, match="OUTPUT_FLOW_MASK"):
-        loss.check([keys.OUTPUT_AGL_MASK], [keys.TARGET_FLOW_MASK])
+        loss.fitting([keys.OUTPUT_AGL_MASK], [keys.TARGET_FLOW_MASK])
     with pytest.raises(InputError, match="TARGET_FLOW_MASK"):
-        loss.check([keys.OUTPUT_FLOW_MASK], [keys.TARGET_AGL_MASK])
-    loss.check([keys.OUTPUT_FLOW_MASK], [keys.TARGET_FLOW_MASK])
+        loss.fitting([keys.OUTPUT_FLOW_MASK], [keys.TARGET_AGL_MASK])
+    loss.fitting([keys.OUTPUT_FLOW_MASK], [keys.TARGET_FLOW_MASK])
 
 
 @pytest.mark.parametrize("upsamplings", [0, 1])

@@ -31,6 +31,7 @@ MEMORY = (
     "optimizer.precision=fp32",
     "scheduler=flat_cos",
     "train.augmentations=light",
+    "train.height_warp={probability: 0.5, factor: [0.6, 1.6]}",
     "train.mixup=0.4",
     "train.balance_cities=true",
     "train.plain_epochs=1",

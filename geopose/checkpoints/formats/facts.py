@@ -6,7 +6,7 @@ Facts are JSON: they travel in the metadata of .safetensors and .onnx files as t
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,12 +23,25 @@ GSD_RANGE = "gsd_range_m"  # least and largest gsd of the images that were learn
 # nadir and coarser the more oblique. It is what those sensors give; the challenge's own table of
 # gsd was not looked into.
 CHALLENGE_GSD_M = (0.3, 0.6)
+CALIBRATION = "calibration"  # gains of heights and flow, and how they were found
+_LARGEST_GAIN = 100.0
 _CARRIED = (
     "channel_order", "label_downsample", "versions", "units", "averaged_from", GSD_RANGE, "recipe",
+    CALIBRATION,
 )  # fmt: skip
 # The names under which trainers of several years keep the same thing.
 _EPOCH_KEYS = ("epoch", "stage_epoch_step", "global_epoch_step")
 _METRICS_KEYS = ("metrics", "epoch_metrics")
+
+
+class Gains(NamedTuple):
+    """What a network's heights and lengths of flow are multiplied by, its scale by their ratio."""
+
+    agl: float = 1.0
+    magnitude: float = 1.0
+
+
+NO_GAINS = Gains()
 
 
 def to_plain(value: Any, where: str) -> Any:
@@ -73,8 +86,8 @@ def facts_of(payload: Mapping[str, Any], where: str) -> dict[str, Any]:
 
     Returns:
         `checkpoint_data` (config, and epoch and metrics if known), `channel_order`, and those of
-        `label_downsample`, `versions`, `units`, `averaged_from`, `gsd_range_m` and `recipe` that
-        the file has.
+        `label_downsample`, `versions`, `units`, `averaged_from`, `gsd_range_m`, `recipe` and
+        `calibration` that the file has.
 
     Raises:
         InputError: they hold what cannot be there, or an unknown channel order.
@@ -118,6 +131,24 @@ def gsd_range_of(facts: Mapping[str, Any], where: str) -> tuple[float, float] | 
     if not numbers or len(known) != 2 or not 0 < known[0] <= known[1] < math.inf:
         raise InputError(f"{where}: {GSD_RANGE} is {known!r}, must be two lengths, the least first")
     return float(known[0]), float(known[1])
+
+
+def gains_of(facts: Mapping[str, Any], where: str) -> Gains:
+    """What a network's outputs are to be multiplied by; 1 if its file says nothing of it.
+
+    Raises:
+        InputError: what the file says are no gains.
+    """
+    known = facts.get(CALIBRATION)
+    if known is None:
+        return NO_GAINS
+    gains = [known.get(name) if isinstance(known, Mapping) else None for name in Gains._fields]
+    if not all(type(gain) in (int, float) and 0 < gain < _LARGEST_GAIN for gain in gains):  # type: ignore[operator]
+        raise InputError(
+            f"{where}: {CALIBRATION} must hold {' and '.join(Gains._fields)}, numbers above 0 and "
+            f"below {_LARGEST_GAIN:g}; take the file that it was made of"
+        )
+    return Gains(*map(float, gains))  # type: ignore[arg-type]
 
 
 def _is_published(facts: Mapping[str, Any]) -> bool:

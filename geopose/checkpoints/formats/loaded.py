@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from geopose.checkpoints.formats.facts import LABELS_CONVERTED, downsample_of, gsd_range_of
+from geopose.checkpoints.formats.facts import (
+    LABELS_CONVERTED,
+    NO_GAINS,
+    Gains,
+    downsample_of,
+    gains_of,
+    gsd_range_of,
+)
 from geopose.models.build import normalization
 from geopose.models.normalization import IMAGENET, Normalization
 
@@ -26,6 +33,7 @@ class LoadedModel:
         gsd_range_m: least and largest gsd of the images that it was trained on, metres per pixel
             of the image as given, before any reduction; None = unknown.
         normalization: of its input.
+        gains: what heights and lengths of flow are multiplied by after the model.
     """
 
     model: nn.Module
@@ -36,6 +44,7 @@ class LoadedModel:
     source: str
     gsd_range_m: tuple[float, float] | None = None
     normalization: Normalization = IMAGENET
+    gains: Gains = NO_GAINS
 
     @classmethod
     def from_facts(cls, model: nn.Module, facts: Mapping[str, Any], source: str) -> "LoadedModel":
@@ -49,6 +58,7 @@ class LoadedModel:
             source,
             gsd_range_of(facts, source),
             normalization(facts["checkpoint_data"]["config"]["model"]),
+            gains_of(facts, source),
         )
 
     def reduced_by(self, downsample: int) -> "LoadedModel":

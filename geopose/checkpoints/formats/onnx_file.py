@@ -20,7 +20,13 @@ import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
-from geopose.checkpoints.formats.facts import METADATA_KEY, facts_from_text, facts_to_text
+from geopose.checkpoints.formats.facts import (
+    METADATA_KEY,
+    NO_GAINS,
+    Gains,
+    facts_from_text,
+    facts_to_text,
+)
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path
@@ -123,9 +129,21 @@ def _metadata(loaded: LoadedModel, facts: Mapping[str, Any]) -> dict[str, str]:
         "(sin a, cos a)",
         "downsample": str(loaded.downsample),
         "scale_and_gsd_of": "reduced image" if loaded.scale_is_downsampled else "full image",
+        "calibration": _gains_in_words(loaded.gains),
         "parameters": str(count),
         METADATA_KEY: facts_to_text({**facts, "parameters": count}),
     }
+
+
+def _gains_in_words(gains: Gains) -> str:
+    """For a stranger; this program goes by the facts."""
+    if gains == NO_GAINS:
+        return "none"
+    agl, magnitude = gains
+    return (
+        f"not in the network: multiply agl by {agl!r}, magnitude by {magnitude!r} and scale by "
+        f"{magnitude / agl!r}"
+    )
 
 
 def read_onnx_facts(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geopose.checkpoints.formats.facts import NO_GAINS
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.errors import InputError, RunError
 from geopose.inference.predict.tta import (
@@ -74,6 +75,7 @@ class Member(nn.Module):
         self.channel_order = loaded.channel_order
         self.downsample = loaded.downsample
         self.scale_is_downsampled = loaded.scale_is_downsampled
+        self.gains = loaded.gains
         self.gsd_range_m = loaded.gsd_range_m
         for name, planes in zip(("mean", "std"), loaded.normalization.planes(), strict=True):
             self.register_buffer(name, 255.0 * planes, persistent=False)
@@ -114,7 +116,18 @@ class Member(nn.Module):
                     f"{self.source}: gives {name} of {list(value.shape)} for images of "
                     f"{list(planes.shape)}, must be {list(shape)}; use another file"
                 )
-        return found._replace(direction=real_directions(found.direction))
+        return self._calibrated(found._replace(direction=real_directions(found.direction)))
+
+    def _calibrated(self, found: Prediction) -> Prediction:
+        """With the gains that the model's file says."""
+        if self.gains == NO_GAINS:
+            return found
+        agl, magnitude = self.gains
+        return found._replace(
+            agl_m=found.agl_m * agl,
+            magnitude_px=found.magnitude_px * magnitude,
+            scale_px_per_m=found.scale_px_per_m * (magnitude / agl),
+        )
 
     @property
     def _pixels(self) -> int:

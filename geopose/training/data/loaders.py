@@ -148,7 +148,7 @@ def _training_set(
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
-        build_augmentation(train["augmentations"], *size),
+        build_augmentation(train["augmentations"], *size, train["height_warp"]),
         seed=cfg["seed"],
         repeats=train["crops_per_image"],
         cache=train["cache"],
