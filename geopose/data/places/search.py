@@ -14,7 +14,7 @@ from functools import lru_cache
 from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord
 from geopose.data.places.grid import Grid, ground_grid
-from geopose.data.places.match import Waves, likeness, room_for, waves_of
+from geopose.data.places.match import Waves, agreement, best_match, room_for, waves_of
 
 COARSE_CELLS = 32  # along the longest side of a city's images
 FINER = 3  # fine cells to a coarse one
@@ -29,11 +29,13 @@ class Rule:
 
     Attributes:
         least: concordance of their fine grids, 0..1.
+        equal: share of built cells that have the same height in both.
         overlap: share of the smaller image's ground that both must show.
         turns: directions to try, evenly over the circle; 1 = all images have the same side up.
     """
 
     least: float = 0.7
+    equal: float = 0.4
     overlap: float = 0.4
     turns: int = 24
 
@@ -54,6 +56,7 @@ class Link:
     one: str
     two: str
     likeness: float
+    equal: float
 
 
 def cell_m(records: Sequence[ImageRecord]) -> float:
@@ -86,24 +89,29 @@ class _City:
         found = []
         for other in range(number + 1, len(self.records)):
             best, degrees = max(
-                (likeness(own, waves[other], side, self.rule.overlap), d) for d, own in turned
+                (best_match(own, waves[other], side, self.rule.overlap).likeness, d)
+                for d, own in turned
             )
             if best < MAYBE:
                 continue
-            alike = self._closely(number, other, degrees)
-            if alike >= self.rule.least:
+            alike, equal = self._closely(number, other, degrees)
+            if alike >= self.rule.least and equal >= self.rule.equal:
                 names = self.records[number].image_id, self.records[other].image_id
-                found.append(Link(*names, alike))
+                found.append(Link(*names, alike, equal))
         return found
 
-    def _closely(self, number: int, other: int, degrees: float) -> float:
-        one, two = self.fine(number), self.fine(other)
-        turned = [one.turned(d) for d in self.rule.near(degrees)]
+    def _closely(self, number: int, other: int, degrees: float) -> tuple[float, float]:
+        """Likeness and equality of the fine grids of two images."""
+        two = self.fine(other)
+        turned = [self.fine(number).turned(d) for d in self.rule.near(degrees)]
         side = room_for(turned[0].heights.shape[0], max(two.heights.shape))
         waves = waves_of(two, side)
-        return max(
-            likeness(waves_of(grid, side), waves, side, self.rule.overlap) for grid in turned
-        )
+        tried = [
+            (best_match(waves_of(grid, side), waves, side, self.rule.overlap), grid)
+            for grid in turned
+        ]
+        match, grid = max(tried, key=lambda pair: pair[0].likeness)
+        return match.likeness, agreement(grid, two, match.shift)
 
     def links(self) -> Iterator[list[Link]]:
         """The links of one image after the other."""
