@@ -76,7 +76,7 @@ def best_match(one: Waves, two: Waves, side: int, overlap: float) -> Match:
     count = np.maximum(cells.flat[places], 1.0)
 
     def mean(a: NDArray[np.complex64], b: NDArray[np.complex64]) -> NDArray[np.float32]:
-        return shifted(a, b).flat[places] / count
+        return (shifted(a, b).flat[places] / count).astype(np.float32)
 
     first, second = mean(one.heights, two.known), mean(one.known, two.heights)
     spread_one = mean(one.squares, two.known) - first * first

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord
@@ -21,6 +22,7 @@ FINER = 3  # fine cells to a coarse one
 MAYBE = 0.5  # of coarse grids
 _FINE_TURNS = (-8.0, -4.0, 0.0, 4.0, 8.0)  # degrees from the best coarse direction
 _KEPT_GRIDS = 64  # fine grids in memory
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,7 @@ class _City:
             yield self.links_of(number, waves, side)
 
 
-def find_links(
-    records: Sequence[ImageRecord],
-    rule: Rule,
-    progress: Callable[[Iterable[object], int, str], Iterable[object]],
-) -> list[Link]:
+def find_links(records: Sequence[ImageRecord], rule: Rule, progress: Progress) -> list[Link]:
     """All pairs of images that show one place.
 
     Args:
@@ -145,7 +143,7 @@ def find_links(
         for _ in progress(city.read(), count, f"{name}: heights"):
             pass
         for links in progress(city.links(), count, f"{name}: comparing"):
-            found += links  # type: ignore[arg-type]
+            found += links
     return found
 
 
