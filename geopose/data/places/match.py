@@ -50,9 +50,10 @@ class Match(NamedTuple):
 
     likeness: float  # concordance there, -1..1
     shift: tuple[int, int]  # rows, columns by which the second one must move
+    cells: float  # that both know there
 
 
-NO_MATCH = Match(-1.0, (0, 0))
+NO_MATCH = Match(-1.0, (0, 0), 0.0)
 
 
 def best_match(one: Waves, two: Waves, side: int, overlap: float) -> Match:
@@ -91,7 +92,7 @@ def best_match(one: Waves, two: Waves, side: int, overlap: float) -> Match:
     row, column = divmod(int(places[best]), side)
     back = side // 2  # a shift beyond it is a negative one
     shift = row - side * (row > back), column - side * (column > back)
-    return Match(float(found[best]), shift)
+    return Match(float(found[best]), shift, float(count[best]))
 
 
 def agreement(one: Grid, two: Grid, shift: tuple[int, int]) -> float:

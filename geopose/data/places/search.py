@@ -22,6 +22,7 @@ FINER = 3  # fine cells to a coarse one
 MAYBE = 0.5  # of coarse grids
 _FINE_TURNS = (-8.0, -4.0, 0.0, 4.0, 8.0)  # degrees from the best coarse direction
 _KEPT_GRIDS = 64  # fine grids in memory
+_DOUBT_M2 = 2000.0  # on a hectare, a fifth more of it must be equal
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
@@ -31,7 +32,7 @@ class Rule:
 
     Attributes:
         least: concordance of their fine grids, 0..1.
-        equal: share of built cells that have the same height in both.
+        equal: share of built cells that have the same height in both, where they share much ground.
         overlap: share of the smaller image's ground that both must show.
         turns: directions to try, evenly over the circle; 1 = all images have the same side up.
     """
@@ -45,6 +46,10 @@ class Rule:
     def degrees(self) -> list[float]:
         """The directions."""
         return [360.0 * number / self.turns for number in range(self.turns)]
+
+    def equal_of(self, shared_m2: float) -> float:
+        """`equal` for so much shared ground: of little, more must agree, for two roofs may."""
+        return min(self.equal + _DOUBT_M2 / max(shared_m2, 1.0), 0.95)
 
     def near(self, degrees: float) -> list[float]:
         """Directions for the second step."""
@@ -96,14 +101,14 @@ class _City:
             )
             if best < MAYBE:
                 continue
-            alike, equal = self._closely(number, other, degrees)
-            if alike >= self.rule.least and equal >= self.rule.equal:
+            alike, equal, shared_m2 = self._closely(number, other, degrees)
+            if alike >= self.rule.least and equal >= self.rule.equal_of(shared_m2):
                 names = self.records[number].image_id, self.records[other].image_id
                 found.append(Link(*names, alike, equal))
         return found
 
-    def _closely(self, number: int, other: int, degrees: float) -> tuple[float, float]:
-        """Likeness and equality of the fine grids of two images."""
+    def _closely(self, number: int, other: int, degrees: float) -> tuple[float, float, float]:
+        """Likeness and equality of the fine grids of two images, and the ground they share."""
         two = self.fine(other)
         turned = [self.fine(number).turned(d) for d in self.rule.near(degrees)]
         side = room_for(turned[0].heights.shape[0], max(two.heights.shape))
@@ -113,7 +118,8 @@ class _City:
             for grid in turned
         ]
         match, grid = max(tried, key=lambda pair: pair[0].likeness)
-        return match.likeness, agreement(grid, two, match.shift)
+        shared_m2 = match.cells * self.fine_m**2
+        return match.likeness, agreement(grid, two, match.shift), shared_m2
 
     def links(self) -> Iterator[list[Link]]:
         """The links of one image after the other."""
