@@ -24,6 +24,7 @@ from geopose.sample_city.view.raster import View, rasterize
 from geopose.sample_city.world.cities import scene_parameters
 from geopose.sample_city.world.plan import build_world
 from tests.tiny_data import REALDATA, write_data_dir
+from tests.training_run import train
 
 SIDE = 384
 
@@ -137,10 +138,9 @@ def test_places_stay_in_one_fold_and_cities_in_all(tmp_path: Path) -> None:
     places = {r.image_id: f"{r.city}{int(r.image_id) // 3}" for r in records}
     seen: list[str] = []
     for fold in range(5):
-        train, valid = split_fold(records, fold, "place", 5, places)
-        apart = {places[r.image_id] for r in train} & {places[r.image_id] for r in valid}
-        assert not apart
-        assert len(train) + len(valid) == 100
+        learnt, valid = split_fold(records, fold, "place", 5, places)
+        assert not {places[r.image_id] for r in learnt} & {places[r.image_id] for r in valid}
+        assert len(learnt) + len(valid) == 100
         assert abs(sum(r.city == "ARG" for r in valid) - 8) <= 3
         seen += [r.image_id for r in valid]
     assert sorted(seen) == [r.image_id for r in records]
@@ -172,6 +172,16 @@ def test_tables_are_read_as_written(tmp_path: Path) -> None:
     records = read_split(write_data_dir(tmp_path / "data", ["JAX", "OMA"], (8, 8)), "train")
     write_places(tmp_path / "p.csv", {"000": "a, b", "001": "c", "999": "d"})
     assert read_places(tmp_path / "p.csv", records) == {"000": "a, b", "001": "c"}
+
+
+def test_training_by_place(sample_dir: Path, tmp_path: Path) -> None:
+    records, table = read_split(sample_dir, "train"), tmp_path / "places.csv"
+    write_places(table, {r.image_id: f"place {n // 2}" for n, r in enumerate(records)})
+    with pytest.raises(InputError, match="table of places cannot be read"):
+        train(sample_dir, tmp_path / "none", "dataset.fold_split=place")
+    by_place = ("dataset.fold_split=place", f"dataset.places={table}", "train.epochs=1")
+    run = train(sample_dir, tmp_path / "run", *by_place)
+    assert (run / "checkpoints_mean_r2" / "best.pth").is_file()
 
 
 @pytest.mark.parametrize("option", ["--least=0", "--equal=2", "--overlap=-1"])

@@ -15,6 +15,7 @@ from geopose.data.places.search import Rule, find_links, places_of
 from geopose.data.places.table import PLACES_CSV, write_places
 from geopose.errors import InputError
 from geopose.files.writable import check_file_target
+from geopose.system.cores import usable_cores
 from geopose.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--turns", type=positive_int, default=rule.turns, help="directions to try, over the full "
         "circle; 1 = the same side is up in all images, and as many times faster (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=positive_int, default=usable_cores(), help="threads (%(default)s, the "
+        "cores available)",
     )  # fmt: skip
     return parser
 
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_file_target(out, "--out")
     records = read_split(data_dir, "train", args.layout)
     rule = Rule(args.least, args.equal, args.overlap, args.turns)
-    places = places_of(records, find_links(records, rule, _bar))
+    places = places_of(records, find_links(records, rule, _bar, args.workers))
     write_places(out, places)
     sys.stdout.write(report(records, places))
     logger.info("table of places: %s", out)

@@ -2,12 +2,13 @@
 
 Every pair of images of a city is compared in two steps. Coarse grids first, in every direction,
 because sensors need not have north up; then the pairs that could be one place, on finer grids and
-in the directions near the best. Coarse grids of a city are in memory, and fine ones only of the
-pair at work and a few before it.
+in the directions near the best. Coarse grids of a city are in memory with their transforms, 0.1 MB
+an image, and fine ones only of the pairs at work and a few before them.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -121,23 +122,34 @@ class _City:
         shared_m2 = match.cells * self.fine_m**2
         return match.likeness, agreement(grid, two, match.shift), shared_m2
 
-    def links(self) -> Iterator[list[Link]]:
-        """The links of one image after the other."""
+    def links(self, workers: int) -> Iterator[list[Link]]:
+        """The links of one image after the other; transforms let threads run side by side."""
         longest = max(max(grid.heights.shape) for grid in self.coarse)
         diagonal = max(math.ceil(math.hypot(*grid.heights.shape)) for grid in self.coarse)
         side = room_for(diagonal, longest)
         waves = [waves_of(grid, side) for grid in self.coarse]
-        for number in range(len(self.records)):
-            yield self.links_of(number, waves, side)
+        with ThreadPoolExecutor(workers) as pool:
+            work = [
+                pool.submit(self.links_of, number, waves, side)
+                for number in range(len(self.records))
+            ]
+            try:
+                for done in work:
+                    yield done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
-def find_links(records: Sequence[ImageRecord], rule: Rule, progress: Progress) -> list[Link]:
+def find_links(
+    records: Sequence[ImageRecord], rule: Rule, progress: Progress, workers: int = 1
+) -> list[Link]:
     """All pairs of images that show one place.
 
     Args:
         records: images with truth; only those of one city are compared.
         rule: what makes two images one place.
         progress: passes on what it is given, with its length and a title.
+        workers: threads.
 
     Raises:
         InputError: a file cannot be read.
@@ -148,7 +160,7 @@ def find_links(records: Sequence[ImageRecord], rule: Rule, progress: Progress) -
         count = len(city.records)
         for _ in progress(city.read(), count, f"{name}: heights"):
             pass
-        for links in progress(city.links(), count, f"{name}: comparing"):
+        for links in progress(city.links(workers), count, f"{name}: comparing"):
             found += links
     return found
 
