@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from geopose.data.folds import split_fold
+from geopose.data.folds import PLACE, split_fold
 from geopose.data.layout import ImageRecord
 from geopose.data.layouts.challenge import METADATA_CSV, SPLIT_CSV
 from geopose.data.layouts.splits import read_split
+from geopose.data.places.table import places_file, read_places
 from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
 
@@ -43,6 +44,8 @@ class Holdout:
 def hold_out(data_dir: Path, seed: int, out: Path) -> Holdout:
     """City seed mod cities, and fold seed mod PARTS of the other cities, in a directory in `out`.
 
+    Where the data directory has a table of places, no place is on both sides.
+
     Raises:
         InputError: fewer than two cities, or too few scenes for PARTS.
     """
@@ -52,7 +55,11 @@ def hold_out(data_dir: Path, seed: int, out: Path) -> Holdout:
         raise InputError(f"{data_dir}: a city is held out whole, so there must be two or more")
     city, fold = cities[seed % len(cities)], seed % PARTS
     others = [record for record in records if record.city != city]
-    train, same = split_fold(others, fold, num_folds=PARTS)
+    table = places_file(data_dir, None)
+    if table.is_file():
+        train, same = split_fold(others, fold, PLACE, PARTS, read_places(table, others))
+    else:
+        train, same = split_fold(others, fold, num_folds=PARTS)
     listed = out / f"without_{city}_fold{fold}"
     _write_listing(listed, data_dir, train)
     new = [record for record in records if record.city == city]

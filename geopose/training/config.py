@@ -86,6 +86,7 @@ class Dataset:
     fold: int = key(least=0)
     fold_split: str = key()
     num_folds: int = key(least=2)
+    places: str | None = key()
 
 
 @dataclass

@@ -34,6 +34,7 @@ _MAX_NAMED = 5
 # What may differ from the session before: it does not change what is learned from what.
 _FREE = (
     "experiment", "resume", "checkpoint", "find_unused", "detect_anomaly", "dataset.data_dir",
+    "dataset.places",
     "train.epochs", "train.early_stopping", "train.max_minutes", "train.save_every_minutes",
     "train.show", "train.loaders", "train.threads", "train.cache", "train.max_skipped_share",
     "runner.top_k",

@@ -77,7 +77,7 @@ def test_a_rare_city_is_no_reason_for_a_warning() -> None:
         ({"ARG": 20}, {"fold": True}, "fold is True"),
         ({"ARG": 20}, {"fold": "1"}, "fold is '1'"),
         ({"ARG": 20}, {"num_folds": 1}, "num_folds is 1"),
-        ({"ARG": 20}, {"fold_split": "city"}, "expected stratified or region"),
+        ({"ARG": 20}, {"fold_split": "city"}, "expected stratified, region or place"),
         ({"ARG": 20}, {"fold_split": "region"}, "at least two cities"),
     ],
 )

@@ -32,9 +32,7 @@ def read_places(path: Path, records: Sequence[ImageRecord]) -> dict[str, str]:
             reader = csv.DictReader(file)
             missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise InputError(
-                    f"{path}: column {', '.join(missing)} is missing; expected id,place"
-                )
+                raise InputError(f"{path}: column {', '.join(missing)} is missing; add it")
             rows = [(reader.line_num, (row["id"] or "").strip(), row["place"]) for row in reader]
     except OSError as error:
         raise InputError(
@@ -53,8 +51,8 @@ def read_places(path: Path, records: Sequence[ImageRecord]) -> dict[str, str]:
     for record in records:
         if record.image_id not in known:
             raise InputError(
-                f"{path}: image {record.image_id} of {record.where} is not in it; make the table anew "
-                "with python -m geopose.data.places"
+                f"{path}: {record.where} is not in it; make the table anew with python -m "
+                "geopose.data.places"
             )
     return {record.image_id: known[record.image_id] for record in records}
 

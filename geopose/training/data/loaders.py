@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 from geopose.augment.build import build_augmentation
 from geopose.data.checks.truth import check_truth
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
-from geopose.data.folds import split_fold
+from geopose.data.folds import PLACE, split_fold
 from geopose.data.image_size import image_size
 from geopose.data.layout import ImageRecord, check_sizes, resolve_data_dir
 from geopose.data.layouts.splits import read_split
+from geopose.data.places.table import places_file, read_places
 from geopose.data.targets import VARIANCES, Variances
 from geopose.distributed import ShardSampler, is_main, local_world_size, rank, world_size
 from geopose.errors import InputError
@@ -127,10 +128,15 @@ def _check_parts(train: list[ImageRecord], valid: list[ImageRecord], one_size: b
 def _parts(cfg: Mapping[str, Any]) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """The images to train and to validate on, checked."""
     dataset, train = cfg["dataset"], cfg["train"]
-    records = read_split(resolve_data_dir(dataset["data_dir"]), "train", dataset["layout"])
+    data_dir = resolve_data_dir(dataset["data_dir"])
+    records = read_split(data_dir, "train", dataset["layout"])
     check_sizes(records)
     check_truth(records)
-    parts = split_fold(records, dataset["fold"], dataset["fold_split"], dataset["num_folds"])
+    fold, kind, count = dataset["fold"], dataset["fold_split"], dataset["num_folds"]
+    places = None
+    if kind == PLACE:
+        places = read_places(places_file(data_dir, dataset["places"]), records)
+    parts = split_fold(records, fold, kind, count, places)
     if train["fast"]:
         parts = _few(parts[0]), _few(parts[1])
     _check_parts(*parts, one_size=train["crop_size"] is None and cfg["batch_size"] > 1)
