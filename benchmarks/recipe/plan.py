@@ -11,7 +11,8 @@ from geopose.errors import InputError
 from geopose.training.data.loaders import FAST_IMAGES
 
 _FEW, _MANY = 8, 14  # epochs: enough for what a recipe does with the last ones
-_OFF = 0.1  # share by which a plan may miss what was asked for
+_NEAR = 0.02  # share by which a plan of so many epochs may miss what was asked for,
+_OFF = 0.1  # and any plan
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def plan_of(scenes: int, batch: int, epochs: int, crops_per_image: int) -> Plan:
 
 
 def plan_for(scenes: int, batch: int, updates: float) -> Plan:
-    """The plan whose number of updates is nearest to the one that is asked for.
+    """A plan of about the number of updates that is asked for, of few epochs if there is one.
+
+    Every epoch ends with a validation and a checkpoint, which are no part of the time that counts.
 
     Raises:
         InputError: none is near, because an epoch has more.
@@ -43,9 +46,10 @@ def plan_for(scenes: int, batch: int, updates: float) -> Plan:
     for epochs in range(_FEW, _MANY + 1):
         crops = max(1, round(updates * batch / (epochs * scenes)))
         plans.append(plan_of(scenes, batch, epochs, crops))
-    one = plan_of(scenes, batch, 1, 1)
-    plans.append(plan_of(scenes, batch, max(1, round(updates / one.updates)), 1))
     best = min(plans, key=lambda plan: abs(plan.updates - updates))
+    one = plan_of(scenes, batch, 1, 1)
+    if abs(best.updates - updates) > _NEAR * updates:  # epochs of one crop a scene, few or many
+        best = plan_of(scenes, batch, max(1, round(updates / one.updates)), 1)
     if abs(best.updates - updates) > max(_OFF * updates, 1):
         raise InputError(
             f"{updates:.0f} updates of {batch} are asked for, and one epoch of {scenes} scenes has "
