@@ -28,7 +28,7 @@ DOCUMENT = ROOT / "docs/models.md"
 SIDE_PX = 2048
 NAMES = (
     "b7_unet", "b7_rdtsc_unet", "b6_rdtsc_unet",
-    "v2l_rdtsc_unet", "v2s_unet", "mobilenet_unet", "sample_unet",
+    "v2l_rdtsc_unet", "v2s_flow_unet", "v2s_unet", "mobilenet_unet", "sample_unet",
     "convnext_tiny_unet", "convnext_large_unet", "convnextv2_base_unet", "caformer_s36_unet",
     "hrnet_w48_unet", "vit_large_sat_unet",
 )  # fmt: skip

@@ -331,6 +331,7 @@ class FlowOrientationHead(nn.Module):
     Args:
         channels: of the decoder's maps, fine to coarse.
         embedding_size: channels of the hidden 3x3 convolution.
+        dropout_rate: of whole channels, before it.
         activation: after it.
         output_gain: factor on the flow, which is tens of pixels where networks start near 1.
     """
@@ -342,11 +343,13 @@ class FlowOrientationHead(nn.Module):
         self,
         channels: Sequence[int],
         embedding_size: int = 32,
+        dropout_rate: float = 0.0,
         activation: str = "relu",
         output_gain: float = 10.0,
     ) -> None:
         super().__init__()
         self.output_gain = output_gain
+        self.dropout = nn.Dropout2d(dropout_rate)
         self.flow = nn.Sequential(
             conv3x3(channels[0], embedding_size, bias=False),
             nn.BatchNorm2d(embedding_size),
@@ -356,7 +359,7 @@ class FlowOrientationHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Orientation:
         """Direction and flow map."""
-        flow = self.flow(maps[0]).float() * self.output_gain
+        flow = self.flow(self.dropout(maps[0])).float() * self.output_gain
         # Not torch's norm: its gradient at a zero vector is no number.
         length = (flow.square().sum(dim=1, keepdim=True) + 1e-6).sqrt().mean(dim=(2, 3))
         return Orientation(flow.mean(dim=(2, 3)) / (length + 1e-3), flow=flow)
