@@ -3,12 +3,12 @@
 # and scores it on scenes that it has not seen. Its weights, config, range of gsd, recipe and hash go
 # into geopose/demo/demo.pth; figures into runs/demo/score.json and from there into docs/models.md.
 #   ./scripts/train_demo.sh [MINUTES [SCENES [DSM.tif ...]]]
-# MINUTES of training (default 45), after SCENES of each of the four cities (default 60) are made, and
+# MINUTES of training (default 90), after SCENES of each of the four cities (default 60) are made, and
 # as many of each surface model that is given (0.5 m cells), with invented textures.
 # What is already under runs/demo is reused; remove that folder to start over.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-minutes=${1:-45}
+minutes=${1:-90}
 train=${2:-60}
 shift $(($# < 2 ? $# : 2))
 surfaces=()
@@ -29,13 +29,13 @@ step "1/4 synthetic scenes: $train of each city to learn from, $test to score"
 
 step "2/4 train for $minutes minutes on $processes processes"
 OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
-    train.py model=sample_unet loss=flow_first optimizer=sample scheduler=sample train=sample_real \
+    train.py model=sample_unet loss=flow_first loss.losses.agl.loss.delta=15 optimizer=sample scheduler=sample train=sample_real \
     batch_size=8 dataset.data_dir="$data" \
     experiment="$training" train.max_minutes="$minutes"
 
 step "3/4 export"
 mkdir -p "$(dirname "$model")"
-"$PYTHON" -m geopose.checkpoints export "$training/checkpoints_mean_r2_ema/best.pth" "$model" --force \
+"$PYTHON" -m geopose.checkpoints export "$training/checkpoints_mean_r2/best.pth" "$model" --force \
     --recipe "scripts/train_demo.sh $minutes: sample_unet, flow_first, sample_real on $train synthetic scenes of \
 640 x 640 px of each city and of $# surface models (preset real, seed $seed), $minutes minutes on $processes CPU processes"
 "$PYTHON" -m geopose.checkpoints info "$model"
