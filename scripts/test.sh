@@ -6,5 +6,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy geopose ./*.py
-# Tests of one file share what is costly to make, so a file stays in one process.
-"$PYTHON" -m pytest --numprocesses auto --dist loadfile "$@"
+# Tests of one file share what is costly to make, so a file stays in one process. Files are handed out
+# in the order of tests/conftest.py: those that take long first.
+"$PYTHON" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"

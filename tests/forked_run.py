@@ -48,13 +48,15 @@ def run_forked(
         log: gets standard error of all.
     """
 
+    cfg = composed(*arguments)  # here, where what other runs have in common is kept
+
     def work(rank: int) -> int:
         if log is not None:
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         logging.getLogger().handlers.clear()  # pytest's; the command sets up its own
         prepare(rank)
-        return run_command(lambda _: _discard(fit(composed(*arguments), list(arguments))))
+        return run_command(lambda _: _discard(fit(cfg, list(arguments))))
 
     return fork(work, processes)
 

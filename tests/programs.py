@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Mapping, Sequence
 from multiprocessing import popen_fork
 from multiprocessing.context import SpawnProcess
@@ -45,7 +46,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 def run_forked_program(
     arguments: Sequence[str], cwd: Path, env: Mapping[str, str], timeout_s: float = 240.0
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python ARGUMENTS` (a file, or `-m` and a module) as subprocess.run would.
+    """Runs `python ARGUMENTS` (a file, `-m` and a module, `-c` and code) as subprocess.run would.
 
     Args:
         arguments: without the interpreter.
@@ -110,6 +111,11 @@ def _run(arguments: Sequence[str], env: Mapping[str, str]) -> None:
             if arguments[1].startswith("torch.distributed."):
                 _fork_in_torchrun()
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            sys.path.insert(0, "")
+            sys.modules["__main__"] = main = types.ModuleType("__main__")
+            exec(compile(arguments[1], "<string>", "exec"), main.__dict__)
         else:
             sys.argv = list(arguments)
             sys.path.insert(0, str(Path(arguments[0]).resolve().parent))

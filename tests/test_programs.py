@@ -46,3 +46,12 @@ def test_a_program_is_run(tmp_path: Path, end: str, code: int, said: str) -> Non
     assert done.stdout == f"child ['--a', '1'] hear {tmp_path} {METHOD}\n"
     assert done.stderr.startswith("[]\n")  # all is loaded
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(("code", "returned"), [("pass", 0), ("sys.exit(3)", 3), ("1 / 0", 1)])
+def test_code_is_run(tmp_path: Path, code: str, returned: int) -> None:
+    said = "import sys\ndef words(): return sys.argv\nprint(__name__, words(), sys.path[0] == '')\n"
+    done = run_script("-c", said + code, "a", cwd=tmp_path)
+    assert done.returncode == returned
+    assert done.stdout == "__main__ ['-c', 'a'] True\n"
+    assert ("ZeroDivisionError" in done.stderr) == (code == "1 / 0")

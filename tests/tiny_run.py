@@ -100,7 +100,7 @@ def write_config(path: Path, models: Sequence[Any], **inference: Any) -> Path:
 def run_script(
     *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] = ENVIRONMENT
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command of the project in a process of its own: a file, or `-m` and a module."""
+    """Runs a command of the project in a process of its own: a file, `-m` and a module, or `-c`."""
     return run_forked_program([str(argument) for argument in arguments], cwd, env)
 
 

@@ -1,11 +1,13 @@
 """Training runs small enough for tests: config, run, and what a checkpoint scores afterwards."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from geopose import keys
@@ -16,6 +18,8 @@ from geopose.data.layouts.splits import read_split
 from geopose.metrics import ScoreAccumulator
 from geopose.training.fit import fit
 
+# Folders, which differ from test to test, and are the same to Hydra: it composes the rest once.
+OF_TEST = ("dataset.data_dir=/", "experiment=/")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TINY = (
     "model=sample_unet",
@@ -36,6 +40,15 @@ TINY = (
 
 def composed(*overrides: str) -> DictConfig:
     """The config that train.py would compose from these arguments."""
+    of_test = dict(word.split("=", 1) for word in overrides if word.startswith(OF_TEST))
+    cfg = deepcopy(_composed(*(word for word in overrides if not word.startswith(OF_TEST))))
+    for name, path in of_test.items():
+        OmegaConf.update(cfg, name, path)
+    return cfg
+
+
+@cache
+def _composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("config", list(overrides))
 

@@ -5,9 +5,11 @@ command lines give them. Out: plain dicts with every key of the schema, values o
 (OmegaConf's structured configs convert and refuse), or one line that names what is wrong.
 """
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
@@ -111,8 +113,20 @@ def checked(schema: type, given: Any, inside: str = "") -> dict[str, Any]:
     """
     _check_names(schema, given, inside)
     hints = get_type_hints(schema)
-    node: Any = OmegaConf.structured(schema)
+    node = copy.deepcopy(_own_keys(schema))
     return {one.name: _value(node, one, hints[one.name], given, inside) for one in fields(schema)}
+
+
+@cache
+def _own_keys(schema: type) -> Any:
+    """The keys of a schema with their defaults, as OmegaConf has them; without its sections, which
+    are checked apart: making and copying all of them at each level is most of the time. Copy it.
+    """
+    hints = get_type_hints(schema)
+    own = [one for one in fields(schema) if not is_dataclass(hints[one.name])]
+    return OmegaConf.structured(
+        make_dataclass(schema.__name__, [(x.name, hints[x.name], copy.copy(x)) for x in own])
+    )
 
 
 def _check_names(schema: Any, given: Any, inside: str) -> None:
@@ -133,7 +147,7 @@ def _value(node: Any, one: Field[Any], hint: Any, given: Mapping[str, Any], insi
     """The value of one key.
 
     Args:
-        node: the schema with its defaults, as OmegaConf has it.
+        node: of `_own_keys`; takes the value.
         one: the key's field.
         hint: its type.
         given: the mapping around it.
@@ -153,7 +167,7 @@ def _value(node: Any, one: Field[Any], hint: Any, given: Mapping[str, Any], insi
     refused = InputError(f"{where}={shown(value)}: must be {limits.describe(hint)}")
     if one.name in given:
         try:
-            node = OmegaConf.merge(node, {one.name: _items(hint, value, where)})
+            node.merge_with({one.name: _items(hint, value, where)})
         except OmegaConfBaseException as error:
             raise refused from error
     if OmegaConf.is_missing(node, one.name):

@@ -21,8 +21,6 @@ from geopose.cli import run_command
 from geopose.inference.predict.ensemble import Member
 from tests.tiny_run import tiny_payload
 
-GSD_M = 0.35
-
 
 class Plugin:
     """What the plugin does with a file of type Regressor."""
@@ -51,28 +49,29 @@ class Plugin:
         return found[0][0] * float(self.value("reg_output_scaling"))
 
 
-KINDS = {
-    "rgb": ({}, {}),
-    "bgr": ({"channel_order": "bgr"}, {}),
-    "half size": ({}, {"downsample": 2}),
+KINDS = {  # changes of the model and of its training, and a GSD
+    "rgb": ({}, {}, 0.35),
+    "bgr, half size, a GSD it does not know": ({"channel_order": "bgr"}, {"downsample": 2}, 2.0),
 }
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_plugin_sees_the_heights_that_predictions_have(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes, train = KINDS[kind]
+    changes, train, gsd_m = KINDS[kind]
     payload = tiny_payload(3, **changes)
     payload["checkpoint_data"]["config"]["train"].update(train)
     save_checkpoint(tmp_path / "a.pth", {**payload, "gsd_range_m": [0.3, 0.5]})
     out = tmp_path / "out.onnx"
-    command = ["export", str(tmp_path / "a.pth"), str(out), "--for", "deepness", "--gsd", "0.35"]
-    assert run_command(main, command) == 0
+    command = ["export", str(tmp_path / "a.pth"), str(out), "--for", "deepness"]
+    assert run_command(main, [*command, "--gsd", str(gsd_m)]) == 0
+    unknown = "was trained on images of 0.3 to 0.5 m/px; at 2 "
+    assert (unknown in caplog.text) == (gsd_m == 2.0)
 
     plugin = Plugin(out)
     assert plugin.value("model_type") == "Regressor"
-    assert plugin.value("resolution") == pytest.approx(100 * GSD_M)  # centimetres per pixel
+    assert plugin.value("resolution") == pytest.approx(100 * gsd_m)  # centimetres per pixel
     assert plugin.value("tiles_size") == plugin.shape[-1] == plugin.shape[-2]
     assert 0 < plugin.value("tiles_overlap") < 50  # per cent
     assert list(plugin.value("class_names")) == ["0"]
@@ -81,7 +80,7 @@ def test_the_plugin_sees_the_heights_that_predictions_have(
     tile = np.random.default_rng(0).integers(0, 256, (size, size, 4), dtype=np.uint8)  # with alpha
     image = torch.from_numpy(tile[:, :, :3].transpose(2, 0, 1).copy())[None]
     with torch.inference_mode():
-        expected = Member(load_model(tmp_path / "a.pth"))(image, torch.tensor([[GSD_M]])).agl_m
+        expected = Member(load_model(tmp_path / "a.pth"))(image, torch.tensor([[gsd_m]])).agl_m
     assert float(expected.std()) > 0.01  # else the order of the channels would make no difference
     for standardizes in (False, True):
         found = plugin.process(tile, standardizes)
@@ -110,12 +109,3 @@ def test_half_said_is_one_line(
     assert code == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not list(tmp_path.glob("out*"))
-
-
-def test_a_gsd_that_the_network_does_not_know_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save_checkpoint(tmp_path / "a.pth", {**tiny_payload(), "gsd_range_m": [0.3, 0.5]})
-    command = ["export", str(tmp_path / "a.pth"), str(tmp_path / "o.onnx"), "--for", "deepness"]
-    assert run_command(main, [*command, "--gsd", "2"]) == 0
-    assert "was trained on images of 0.3 to 0.5 m/px; at 2 " in caplog.text

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from geopose.quantization.calibration import shuffled
 from geopose.quantization.layers import digits, not_in_8_bits, readable
 from tests.tiny_data import write_data_dir
 from tests.tiny_networks import answers, network
-from tests.tiny_run import ROOT, write_checkpoint, write_config, write_split
+from tests.tiny_run import run_script, write_checkpoint, write_config, write_split
 
 pytestmark = pytest.mark.skipif(not has_openvino(), reason="openvino is not installed")
 needs_nncf = pytest.mark.skipif(
@@ -152,10 +151,8 @@ def test_it_runs_without_nncf(made: Path) -> None:
         "from tests.tiny_networks import answers\n"
         f"print(len(answers(load_engine(Path({str(made / 'a.int8')!r})).model, 1, 3, 64, 64)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.strip() == "5"
+    done = run_script("-c", code)
+    assert (done.returncode, done.stdout.strip()) == (0, "5"), done.stderr
 
 
 def test_without_openvino_it_says_what_is_missing(made: Path, monkeypatch) -> None:
@@ -310,8 +307,5 @@ def test_signals_are_handled_after_quantising(made: Path, tmp_path: Path) -> Non
     )
     arguments = ["quantize", made / "a.pth", tmp_path / "b.int8", "--data-dir", made / "data"]
     arguments += ["--images", 2, "--tta", "null", "--measure", 2, "--max-drop", 1]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+    done = run_script("-c", code, *arguments)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["stopped"]), done.stderr

@@ -19,6 +19,7 @@ from geopose.inference.submission.command import submit
 from tests.tiny_run import (
     ENVIRONMENT,
     ROOT,
+    run_script,
     write_checkpoint,
     write_config,
     write_split,
@@ -31,10 +32,8 @@ def test_the_example_of_the_readme_runs_in_any_folder(tmp_path: Path) -> None:
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (example,) = [text for text in examples if "geopose.load(" in text]
     write_png(tmp_path / "view.png", IMAGE)
-    done = subprocess.run(
-        [sys.executable, "-c", example + "\nprint(agl_m.shape, agl_m.dtype, footprints.rgb.shape)"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    shown = "\nprint(agl_m.shape, agl_m.dtype, footprints.rgb.shape)"
+    done = run_script("-c", example + shown, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "(97, 130) float32 (97, 130, 3)" in done.stdout
     assert "demo: a small network trained on synthetic scenes" in done.stderr

@@ -1,8 +1,6 @@
 """Networks run by OpenVINO answer as torch does, in float32 and in bfloat16."""
 
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from geopose.inference.engines.openvino_engine import GraphNetwork, OpenVinoNetw
 from geopose.inference.engines.precision import resolve_precision
 from geopose.inference.submission.command import submit
 from tests.tiny_networks import VARIANTS, answers, network
-from tests.tiny_run import ROOT, SIZES, write_checkpoint, write_config, write_split
+from tests.tiny_run import SIZES, run_script, write_checkpoint, write_config, write_split
 
 CPU = torch.device("cpu")
 needs_bf16 = pytest.mark.skipif(
@@ -210,10 +208,8 @@ def test_nothing_is_reported_to_anyone():
         "from geopose.inference.engines.openvino_engine import openvino_package; "
         "openvino_package(); import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+    done = run_script("-c", code)
+    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub", done.stderr
 
 
 @needs_openvino
@@ -267,7 +263,5 @@ signal.raise_signal(signal.SIGTERM)
 @needs_bf16
 def test_signals_are_handled_after_networks_have_come_and_gone():
     """On processors with AMX OpenVINO moves the stack of signal handlers."""
-    done = subprocess.run(
-        [sys.executable, "-c", SIGNAL], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    done = run_script("-c", SIGNAL)
     assert (done.returncode, done.stdout.strip()) == (0, "stopped"), done.stderr

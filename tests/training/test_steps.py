@@ -240,23 +240,27 @@ def test_a_rate_that_destroys_the_weights_ends_the_run(sample_dir: Path, tmp_pat
         train(sample_dir, tmp_path / "run", *more, "optimizer.lr=1e30", "optimizer.precision=fp32")
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [
+        ("tf32", "optimizer.precision=tf32"),
+        ("bf16", "optimizer.precision=bf16"),
+        ("fp16", "optimizer.fp16=true"),  # as old configs spell it; below as today's do
+    ],
+    ids=["tf32", "bf16", "fp16"],
+)
 def test_every_precision_trains_and_keeps_float32_weights(
-    sample_dir: Path, tmp_path: Path, precision: str, caplog: pytest.LogCaptureFixture
+    sample_dir: Path, tmp_path: Path, precision: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    run = train(sample_dir, tmp_path / "run", "train.epochs=1", f"optimizer.precision={precision}")
+    run = train(sample_dir, tmp_path / "run", "train.epochs=1", words)
     last = load_checkpoint(run / FOLDER / "last.pth")
     assert {w.dtype for w in last["model_state_dict"].values()} <= {torch.float32, torch.int64}
     assert math.isfinite(last["metrics"]["train"]["loss"])
     assert ("scale" in last["scaler_state_dict"]) == (precision == "fp16")
+    assert precision != "fp16" or last["scaler_state_dict"]["scale"] > 0
     said = f"optimizer.precision={precision}: " in caplog.text
     assert said == (precision != "bf16")  # what a CPU makes of it
-
-
-def test_fp16_as_old_configs_spell_it(sample_dir: Path, tmp_path: Path) -> None:
-    run = train(sample_dir, tmp_path / "run", "train.epochs=1", "optimizer.fp16=true")
-    assert load_checkpoint(run / FOLDER / "last.pth")["scaler_state_dict"]["scale"] > 0
 
 
 def test_an_overflow_of_fp16_lowers_the_scale_and_is_no_fault(

@@ -131,7 +131,7 @@ def test_a_time_budget_ends_the_run_with_its_schedule_done(
         sample_dir,
         tmp_path / "run",
         "train.epochs=100000",
-        "train.max_minutes=0.05",
+        "train.max_minutes=0.02",
         "scheduler.min_lr=1e-5",
     )
     last = load_checkpoint(run / "checkpoints_mean_r2" / "last.pth")
