@@ -43,7 +43,7 @@ def composed(*overrides: str) -> DictConfig:
     of_test = dict(word.split("=", 1) for word in overrides if word.startswith(OF_TEST))
     cfg = deepcopy(_composed(*(word for word in overrides if not word.startswith(OF_TEST))))
     for name, path in of_test.items():
-        OmegaConf.update(cfg, name, path)
+        OmegaConf.update(cfg, name, None if path == "null" else path)
     return cfg
 
 
