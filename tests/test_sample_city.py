@@ -399,3 +399,23 @@ def test_foreign_directory_and_file_are_refused(tmp_path, capsys):
         assert run_command(main, ["--out", str(target)]) == 2
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert run_command(main, []) == 2
+
+
+@pytest.mark.parametrize(
+    ("city", "faces", "corners", "rgb", "agl_m"),
+    [
+        ("SYA", 961, 177061.052, 125.762, 0.8029),
+        ("SYB", 3076, 1041687.801, 150.337, 10.2805),
+        ("SYC", 2571, 914560.799, 181.847, 4.2792),
+        ("SYD", 1617, 550696.197, 134.263, 9.3048),
+    ],
+)
+def test_scenes_of_the_preset_easy_stay_what_they_are(city, faces, corners, rgb, agl_m):
+    """Quickstart and benchmarks rest on them: what is new belongs to the preset `real`."""
+    scene = render_scene(city, 0, 96, 0)
+    parameters = scene_parameters(city, 0, 0)
+    mesh = build_world(parameters, (96 * scene.gsd_m, 96 * scene.gsd_m)).mesh.build()
+    assert mesh.face_count == faces
+    assert mesh.verts.sum() == pytest.approx(corners, rel=1e-9)
+    assert scene.rgb.mean() == pytest.approx(rgb, abs=0.02)
+    assert scene.agl_m.mean() == pytest.approx(agl_m, abs=1e-3)
