@@ -340,6 +340,18 @@ def test_data_set_reads_back_as_rendered(tmp_path):
     assert not list((root / "test").glob("*AGL*"))
 
 
+def test_a_data_set_of_the_former_preset_real_is_not_completed_with_other_scenes(tmp_path):
+    arguments = {"train": 1, "test": 0, "size": 64, "cities": ("SYA",)}
+    for preset, version in (("easy", 1), ("real", 2)):
+        root = tmp_path / preset
+        write_dataset(root, preset=preset, **arguments)
+        marker = root / "sample_city.json"
+        assert json.loads(marker.read_text())["version"] == version
+    marker.write_text(marker.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(InputError, match="other arguments"):
+        write_dataset(root, preset="real", **arguments)
+
+
 def test_command_writes_and_says_that_it_is_synthetic(tmp_path, capsys):
     out = tmp_path / "new" / "sample"
     argv = ["--out", str(out), "--train", "1", "--test", "0", "--size", "64", "--cities", "SYA"]

@@ -40,6 +40,7 @@ TRUTH_DIR = "test_truth"
 _FOLDERS = ("train", "test", TRUTH_DIR)
 FIRST_TEST_INDEX = 500_000  # test scenes never coincide with training scenes of any count
 _VERSION = 1  # raise when the same arguments would give other bytes
+_REAL_VERSION = 2  # the same for the preset real and for surface models, which look like it
 _J2K_RATIO = 8
 
 
@@ -70,7 +71,8 @@ class SampleSpec:
 
     def marker(self) -> dict[str, object]:
         """Content of the marker file."""
-        content = {"synthetic": True, "made_by": "geopose.data.sample_city", "version": _VERSION}
+        version = _VERSION if self.preset == EASY and not self.dsm else _REAL_VERSION
+        content = {"synthetic": True, "made_by": "geopose.data.sample_city", "version": version}
         facts = asdict(self)
         if self.preset == EASY:
             del facts["preset"]  # as before there were presets: such data sets are not made anew

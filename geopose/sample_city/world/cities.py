@@ -52,6 +52,8 @@ class CityStyle:
     haze: Range
     clutter: float = 0.0  # how much lies on roofs and ground beyond the bare necessities
     clumps: float = 0.0  # share of the trees that stand in groups
+    rarer: float = 0.0  # share of the buildings whose plan is a cross, a star, steps or a court
+    viaduct: float = 0.0  # chance of a road on piers over a street
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,17 @@ def real_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
     )
 
 
+_RARER = {  # weights of the blocks that only this preset has
+    "row_houses": 1.0,
+    "stadium": 0.25,
+    "deck": 0.7,
+    "podium": 0.6,
+    "terminal": 0.35,
+    "construction": 0.6,
+    "river": 0.35,
+}
+
+
 def _greys(rng: np.random.Generator, low: float, high: float, count: int) -> tuple[Color, ...]:
     """Colours of any brightness in a range, most of them slightly warm, some strongly."""
     colors: list[Color] = []
@@ -279,7 +292,7 @@ def _recoloured(style: CityStyle, rng: np.random.Generator) -> CityStyle:
     green, dry = float(rng.uniform(70, 135)), float(rng.uniform(0.75, 1.15))
     leaf, leaf_red = float(rng.uniform(58, 115)), float(rng.uniform(0.65, 0.95))
     blocks = dict.fromkeys(ALL_BLOCKS, 0.25) | style.blocks
-    blocks |= {"campus": float(rng.uniform(1.0, 6.0))}
+    blocks |= {"campus": float(rng.uniform(1.0, 6.0))} | _RARER
     asphalt = float(rng.uniform(76, 165))
     low, high = style.tower_m
     return replace(
@@ -298,4 +311,6 @@ def _recoloured(style: CityStyle, rng: np.random.Generator) -> CityStyle:
         crown=(leaf * leaf_red, leaf, leaf * float(rng.uniform(0.5, 0.95))),
         clutter=float(rng.uniform(0.3, 2.0)),
         clumps=float(rng.uniform(0.0, 0.8)),
+        rarer=float(rng.uniform(0.05, 0.5)),
+        viaduct=0.25,
     )
