@@ -16,7 +16,7 @@ from geopose.sample_city.view.march import sample, seen_heights, shadow_heights
 from geopose.sample_city.view.raster import View
 from geopose.sample_city.view.render import Scene, scene_id, shape_of
 from geopose.sample_city.view.sensor import expose
-from geopose.sample_city.view.shade import mottle, openness, pulse, sun_vector
+from geopose.sample_city.view.shade import ground_light, mottle, openness, pulse, sun_vector
 from geopose.sample_city.world.cities import CITIES, SceneParameters, real_scene
 from geopose.sample_city.world.district import Cover, District
 from geopose.sample_city.world.mesh import Color
@@ -242,9 +242,10 @@ def _light(scene: SceneParameters, plan: Plan, agl: Map, x: Map, y: Map) -> Map:
     sun = sun_vector(scene)
     flat = (nx * sun[0] + ny * sun[1] + sun[2]) / np.sqrt(nx * nx + ny * ny + 1) / sun[2]
     upright = (wx * sun[0] + wy * sun[1]) / sun[2]
+    flat = np.where(cover == Cover.GROUND, ground_light(scene, view), flat)
     facing = np.clip(np.where(wall, upright, flat), 0.0, look.steepest).astype(np.float32)
     out = np.float32(1.2 / max(math.hypot(*scene.k), 1e-6))
-    over = shadow_heights(plan.height_m, scene.sun_k, 1.5)
+    over = _shadows(scene, plan)
     front = np.maximum(over, plan.height_m)
     before = sample(front, x + out * np.float32(scene.k[0]), y + out * np.float32(scene.k[1]))
     shade = np.where(wall, before, sample(over, x, y))
@@ -254,6 +255,17 @@ def _light(scene: SceneParameters, plan: Plan, agl: Map, x: Map, y: Map) -> Map:
     for c in range(3):
         albedo[..., c] *= (light + bounce) * look.sun[c] + ambient * look.sky[c]
     return albedo.astype(np.float32)
+
+
+def _shadows(scene: SceneParameters, plan: Plan) -> Map:
+    """Height above ground up to which the air is in shadow; the ground may rise and fall."""
+    if scene.relief.flat:
+        return shadow_heights(plan.height_m, scene.sun_k, 1.5)
+    (rows, columns), (x, y), gsd = plan.height_m.shape, plan.origin_px, np.float32(scene.gsd_m)
+    along = (np.arange(columns, dtype=np.float32) - x) * gsd
+    terrain = scene.relief.height_m(along, (np.arange(rows, dtype=np.float32) - y)[:, None] * gsd)
+    terrain -= terrain.min()
+    return shadow_heights(plan.height_m + terrain, scene.sun_k, 1.5) - terrain
 
 
 def _slopes(plan: Plan, scene: SceneParameters) -> tuple[Map, Map, Map, Map]:

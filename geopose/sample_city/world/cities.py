@@ -13,6 +13,7 @@ from geopose.errors import InputError
 from geopose.geometry import wrap_angle
 from geopose.sample_city.world.look import Look, drawn_look
 from geopose.sample_city.world.mesh import Color
+from geopose.sample_city.world.relief import FLAT, Relief, drawn_relief
 
 Range = tuple[float, float]
 
@@ -69,6 +70,7 @@ class SceneParameters:
     haze: float
     look: Look
     rng: np.random.Generator = field(repr=False)
+    relief: Relief = FLAT
 
     @property
     def scale_px_per_m(self) -> float:
@@ -260,6 +262,7 @@ def real_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
         haze=float(rng.uniform(0.0, 0.09)),
         look=drawn_look(rng),
         rng=rng,
+        relief=drawn_relief(rng),
     )
 
 
@@ -312,5 +315,5 @@ def _recoloured(style: CityStyle, rng: np.random.Generator) -> CityStyle:
         clutter=float(rng.uniform(0.3, 2.0)),
         clumps=float(rng.uniform(0.0, 0.8)),
         rarer=float(rng.uniform(0.05, 0.5)),
-        viaduct=0.25,
+        viaduct=0.18,
     )
