@@ -1,6 +1,5 @@
 """Rarer buildings and blocks of the preset `real`: their heights, and where they stand."""
 
-
 import numpy as np
 import pytest
 

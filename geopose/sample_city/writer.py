@@ -41,7 +41,6 @@ _FOLDERS = ("train", "test", TRUTH_DIR)
 FIRST_TEST_INDEX = 500_000  # test scenes never coincide with training scenes of any count
 _VERSION = 1  # raise when the same arguments would give other bytes
 _REAL_VERSION = 2  # the same for the preset real and for surface models, which look like it
-_J2K_RATIO = 8
 
 
 @dataclass(frozen=True)
@@ -303,7 +302,7 @@ def _write_scene(root: Path, split: str, city: str, index: int, spec: SampleSpec
     rgb, agl, vflow = _scene_files(root, split, city, index)
     write_vflow(vflow, scene.scale_px_per_m, scene.angle_rad)
     write_agl_cm(agl, np.where(scene.nodata, np.nan, scene.agl_m), allow_nodata=True)
-    write_j2k(rgb, scene.rgb, ratio=_J2K_RATIO)
+    write_j2k(rgb, scene.rgb, ratio=scene.parameters.look.j2k_ratio)
 
 
 def _write_tables(root: Path, spec: SampleSpec) -> None:
