@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from geopose.sample_city.view.lidar import drawn_survey, survey_columns
 from geopose.sample_city.view.march import sample, seen_heights, shadow_heights
 from geopose.sample_city.view.raster import View
 from geopose.sample_city.view.render import Scene, scene_id, shape_of
@@ -58,7 +59,11 @@ def district_parameters(name: str, index: int, seed: int) -> SceneParameters:
 
 
 def render_district(
-    district: District, index: int, size: int | tuple[int, int], seed: int
+    district: District,
+    index: int,
+    size: int | tuple[int, int],
+    seed: int,
+    lidar: bool = False,
 ) -> Scene:
     """Renders scene `index` of a district; the same arguments give the same arrays.
 
@@ -67,6 +72,7 @@ def render_district(
         index: scene number, 0 or more.
         size: pixels, one number or (height, width).
         seed: 0 or more.
+        lidar: also measure heights as in `lidar`; the image is the same.
 
     Raises:
         InputError: size out of range.
@@ -79,6 +85,13 @@ def render_district(
     x += plan.origin_px[0] + agl * np.float32(scene.k[0])
     y += plan.origin_px[1] + agl * np.float32(scene.k[1])
     radiance = _light(scene, plan, agl, x, y)
+    measured, report = None, None
+    if lidar:
+        survey, view = (
+            drawn_survey(district.name, index, seed),
+            View(scene.k, scene.gsd_m, (0, 0), shape),
+        )
+        measured, report = survey_columns(survey, view, agl, sample(plan.cover, x, y) == Cover.TREE)
     return Scene(
         image_id=scene_id(district.name, index),
         city=district.name,
@@ -89,6 +102,8 @@ def render_district(
         angle_rad=scene.angle_rad,
         gsd_m=scene.gsd_m,
         parameters=scene,
+        measured_m=measured,
+        survey=report,
     )
 
 
