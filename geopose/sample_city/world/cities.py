@@ -293,7 +293,7 @@ def _greys(rng: np.random.Generator, low: float, high: float, count: int) -> tup
 def _recoloured(style: CityStyle, rng: np.random.Generator) -> CityStyle:
     """The style with palettes, clutter and a mix of blocks of this scene alone."""
     green, dry = float(rng.uniform(70, 135)), float(rng.uniform(0.75, 1.15))
-    leaf, leaf_red = float(rng.uniform(58, 115)), float(rng.uniform(0.65, 0.95))
+    leaf, leaf_red = float(rng.uniform(52, 104)), float(rng.uniform(0.65, 0.95))
     blocks = dict.fromkeys(ALL_BLOCKS, 0.25) | style.blocks
     blocks |= {"campus": float(rng.uniform(1.0, 6.0))} | _RARER
     asphalt = float(rng.uniform(76, 165))

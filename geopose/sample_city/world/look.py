@@ -67,7 +67,7 @@ def drawn_look(rng: np.random.Generator) -> Look:
     return Look(
         sun=(0.78, 0.76, 0.76 * warmth),
         sky=(level / blue**0.5, level, level * blue**0.8),
-        bounce=float(rng.uniform(0.03, 0.35)),
+        bounce=float(rng.uniform(0.12, 0.5)),
         steepest=2.6,
         texture=float(rng.uniform(0.7, 2.4)),
         saturation=float(rng.uniform(0.7, 1.0)),
