@@ -152,3 +152,13 @@ def test_unusable_surfaces_are_one_line_and_leave_nothing(surface, tmp_path, cap
         assert "\n" not in message
         assert said in message
         assert not out.exists()
+
+
+def test_heights_of_a_district_as_from_a_lidar_leave_the_image_alone(surface):
+    district = read_district(surface)
+    plain, lidar = (render_district(district, 2, 96, 0, way) for way in (False, True))
+    np.testing.assert_array_equal(plain.rgb, lidar.rgb)
+    np.testing.assert_array_equal(plain.agl_m, lidar.agl_m)
+    assert plain.measured_m is None
+    assert (np.abs(lidar.measured_m - lidar.agl_m) > 0.005).mean() > 0.3
+    assert lidar.survey["buildings_of_one_date"] == []

@@ -340,6 +340,18 @@ def test_data_set_reads_back_as_rendered(tmp_path):
     assert not list((root / "test").glob("*AGL*"))
 
 
+def test_a_data_set_of_the_former_preset_real_is_not_completed_with_other_scenes(tmp_path):
+    arguments = {"train": 1, "test": 0, "size": 64, "cities": ("SYA",)}
+    for preset, version in (("easy", 1), ("real", 2)):
+        root = tmp_path / preset
+        write_dataset(root, preset=preset, **arguments)
+        marker = root / "sample_city.json"
+        assert json.loads(marker.read_text())["version"] == version
+    marker.write_text(marker.read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(InputError, match="other arguments"):
+        write_dataset(root, preset="real", **arguments)
+
+
 def test_command_writes_and_says_that_it_is_synthetic(tmp_path, capsys):
     out = tmp_path / "new" / "sample"
     argv = ["--out", str(out), "--train", "1", "--test", "0", "--size", "64", "--cities", "SYA"]
@@ -399,3 +411,23 @@ def test_foreign_directory_and_file_are_refused(tmp_path, capsys):
         assert run_command(main, ["--out", str(target)]) == 2
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert run_command(main, []) == 2
+
+
+@pytest.mark.parametrize(
+    ("city", "faces", "corners", "rgb", "agl_m"),
+    [
+        ("SYA", 961, 177061.052, 125.762, 0.8029),
+        ("SYB", 3076, 1041687.801, 150.337, 10.2805),
+        ("SYC", 2571, 914560.799, 181.847, 4.2792),
+        ("SYD", 1617, 550696.197, 134.263, 9.3048),
+    ],
+)
+def test_scenes_of_the_preset_easy_stay_what_they_are(city, faces, corners, rgb, agl_m):
+    """Quickstart and benchmarks rest on them: what is new belongs to the preset `real`."""
+    scene = render_scene(city, 0, 96, 0)
+    parameters = scene_parameters(city, 0, 0)
+    mesh = build_world(parameters, (96 * scene.gsd_m, 96 * scene.gsd_m)).mesh.build()
+    assert mesh.face_count == faces
+    assert mesh.verts.sum() == pytest.approx(corners, rel=1e-9)
+    assert scene.rgb.mean() == pytest.approx(rgb, abs=0.02)
+    assert scene.agl_m.mean() == pytest.approx(agl_m, abs=1e-3)

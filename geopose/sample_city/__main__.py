@@ -44,6 +44,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--dsm-cell", type=float, metavar="M", help="side of their cells, if the files do not say"
     )
     parser.add_argument(
+        "--lidar",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the training scenes with heights as from lidar: noise, ragged edges, gaps, "
+        "another date; lidar.json says which (0). Truth of test scenes is always exact",
+    )
+    parser.add_argument(
         "--picture", type=Path, metavar="DIR", help="also write DIR/sample_city_<CITY>.jpg"
     )
     return parser
@@ -81,6 +89,7 @@ def _write_data_set(args: argparse.Namespace) -> None:
         args.preset,
         args.dsm,
         args.dsm_cell,
+        args.lidar,
     )
     names = [*args.cities, *(district_name(path) for path in args.dsm)]
     total = (args.train + args.test) * len(names)

@@ -30,6 +30,7 @@ from geopose.files.lock import NAME as LOCK
 from geopose.files.lock import locked
 from geopose.files.writable import check_folder_target
 from geopose.sample_city.view.district_view import district_parameters, render_district
+from geopose.sample_city.view.lidar import chosen
 from geopose.sample_city.view.render import render_scene, scene_id, shape_of
 from geopose.sample_city.world.cities import CITIES, EASY, scene_parameters
 from geopose.sample_city.world.district import read_district
@@ -37,10 +38,11 @@ from geopose.system.progress import progress_bar
 
 MARKER = "sample_city.json"
 TRUTH_DIR = "test_truth"
+LIDAR_REPORT = "lidar.json"
 _FOLDERS = ("train", "test", TRUTH_DIR)
 FIRST_TEST_INDEX = 500_000  # test scenes never coincide with training scenes of any count
 _VERSION = 1  # raise when the same arguments would give other bytes
-_J2K_RATIO = 8
+_REAL_VERSION = 2  # the same for the preset real and for surface models, which look like it
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Surface:
 class SampleSpec:
     """What defines a data set: the same values give the same bytes of every file.
 
-    `train` and `test` are numbers of scenes PER CITY; `size` is (height, width) in pixels.
+    `train` and `test` are numbers of scenes PER CITY; `size` is (height, width) in pixels; `lidar`
+    is the share of the training scenes whose heights are as from a lidar, not exact.
     """
 
     train: int
@@ -67,10 +70,12 @@ class SampleSpec:
     cities: tuple[str, ...]
     preset: str = EASY
     dsm: tuple[Surface, ...] = ()
+    lidar: float = 0.0
 
     def marker(self) -> dict[str, object]:
         """Content of the marker file."""
-        content = {"synthetic": True, "made_by": "geopose.data.sample_city", "version": _VERSION}
+        version = _VERSION if self.preset == EASY and not self.dsm else _REAL_VERSION
+        content = {"synthetic": True, "made_by": "geopose.data.sample_city", "version": version}
         facts = asdict(self)
         if self.preset == EASY:
             del facts["preset"]  # as before there were presets: such data sets are not made anew
@@ -78,6 +83,8 @@ class SampleSpec:
             del surface["path"]  # the same file elsewhere gives the same scenes
         if not self.dsm:
             del facts["dsm"]
+        if not self.lidar:
+            del facts["lidar"]
         return json.loads(json.dumps(content | facts))
 
     @property
@@ -94,6 +101,10 @@ class SampleSpec:
         if self.surface(city) is not None:
             return district_parameters(city, index, self.seed).gsd_m
         return scene_parameters(city, index, self.seed, self.preset).gsd_m
+
+    def surveyed(self, split: str, city: str, index: int) -> bool:
+        """Whether a scene's heights are as from a lidar; those of test scenes are exact."""
+        return split == "train" and chosen(city, index, self.seed, self.lidar)
 
     def scenes(self) -> list[tuple[str, str, int]]:
         """(split, city, index) of every scene, in the order of the CSV files."""
@@ -117,6 +128,7 @@ def write_dataset(
     preset: str = EASY,
     dsm: Sequence[Path | str] = (),
     dsm_cell_m: float | None = None,
+    lidar: float = 0.0,
 ) -> int:
     """Writes, or completes, a synthetic data set.
 
@@ -131,6 +143,8 @@ def write_dataset(
         preset: as in `render_scene`.
         dsm: surface models, each the geometry of one more city (as in `read_district`).
         dsm_cell_m: side of their cells in metres; None = as the files say.
+        lidar: share of the training scenes whose heights are as a lidar would have them, with what
+            is wrong with each in `out_dir/lidar.json`. Truth of test scenes is always exact.
 
     Returns:
         Number of scenes rendered now (scenes already complete are kept).
@@ -140,7 +154,9 @@ def write_dataset(
         RunError: a file cannot be written.
     """
     spec = _checked_spec(train, test, size, seed, workers, cities, preset)
-    spec = replace(spec, dsm=_surfaces(dsm, dsm_cell_m, cities))
+    if not 0.0 <= lidar <= 1.0:
+        raise InputError(f"lidar {lidar:g}: give a share of the training scenes, 0 to 1")
+    spec = replace(spec, dsm=_surfaces(dsm, dsm_cell_m, cities), lidar=float(lidar))
     if not spec.city_names:
         raise InputError("no cities: name at least one, or a surface model with --dsm")
     root = Path(out_dir)
@@ -160,6 +176,7 @@ def _write_all(root: Path, spec: SampleSpec, workers: int) -> int:
         (root, split, city, index, spec)
         for split, city, index in spec.scenes()
         if not all(path.exists() for path in _scene_files(root, split, city, index))
+        or (spec.surveyed(split, city, index) and not _report_file(root, city, index).exists())
     ]
     for _ in progress_bar(
         _run(jobs, workers), total=len(jobs), desc="synthetic scenes", unit="scene"
@@ -262,6 +279,11 @@ def _scene_files(root: Path, split: str, city: str, index: int) -> tuple[Path, P
     return root / split / rgb, truth / agl_name(rgb), truth / vflow_name(rgb)
 
 
+def _report_file(root: Path, city: str, index: int) -> Path:
+    """Where it says what is wrong with the heights of a training scene."""
+    return root / "train" / f"{scene_id(city, index)}_LIDAR.json"
+
+
 def _run(jobs: list[tuple], workers: int) -> Iterator[None]:
     """Renders all jobs; yields after each."""
     if workers == 1 or len(jobs) < 2:
@@ -292,16 +314,20 @@ def _prepare_worker() -> None:
 
 
 def _write_scene(root: Path, split: str, city: str, index: int, spec: SampleSpec) -> None:
-    surface = spec.surface(city)
+    surface, lidar = spec.surface(city), spec.surveyed(split, city, index)
     if surface is None:
-        scene = render_scene(city, index, spec.size, spec.seed, spec.preset)
+        scene = render_scene(city, index, spec.size, spec.seed, spec.preset, lidar)
     else:
         district = _district(surface.path, surface.cell_m)
-        scene = render_district(district, index, spec.size, spec.seed)
+        scene = render_district(district, index, spec.size, spec.seed, lidar)
     rgb, agl, vflow = _scene_files(root, split, city, index)
     write_vflow(vflow, scene.scale_px_per_m, scene.angle_rad)
-    write_agl_cm(agl, np.where(scene.nodata, np.nan, scene.agl_m), allow_nodata=True)
-    write_j2k(rgb, scene.rgb, ratio=_J2K_RATIO)
+    height_m = scene.agl_m if scene.measured_m is None else scene.measured_m
+    if lidar:  # before the heights: none are there without a word of what they are
+        with atomic_path(_report_file(root, city, index)) as partial:
+            partial.write_text(json.dumps(scene.survey, indent=1) + "\n")
+    write_agl_cm(agl, np.where(scene.nodata, np.nan, height_m), allow_nodata=True)
+    write_j2k(rgb, scene.rgb, ratio=scene.parameters.look.j2k_ratio)
 
 
 def _write_tables(root: Path, spec: SampleSpec) -> None:
@@ -315,7 +341,25 @@ def _write_tables(root: Path, spec: SampleSpec) -> None:
             train.append((name, agl.name, vflow.name, rgb.name))
         else:
             test.append((name, rgb.name))
+    if spec.lidar:
+        _write_lidar_report(root, spec)
     tables = (("metadata", metadata), ("geopose_train", train), ("geopose_test", test))
     for name, rows in tables:
         with atomic_path(root / f"{name}.csv") as partial, partial.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _write_lidar_report(root: Path, spec: SampleSpec) -> None:
+    """Which heights are not exact, and what is wrong with each scene's."""
+    about = (
+        "Heights of these training scenes imitate a lidar: they are NOT exact. Shares are of a "
+        "scene's pixels. All other heights, and those of test scenes, are exact."
+    )
+    scenes = {
+        scene_id(city, index): json.loads(_report_file(root, city, index).read_text())
+        for split, city, index in spec.scenes()
+        if spec.surveyed(split, city, index)
+    }
+    with atomic_path(root / LIDAR_REPORT) as partial:
+        content = {"synthetic": True, "about": about, "scenes": scenes}
+        partial.write_text(json.dumps(content, indent=1) + "\n")

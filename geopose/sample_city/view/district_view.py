@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from geopose.sample_city.view.lidar import drawn_survey, survey_columns
 from geopose.sample_city.view.march import sample, seen_heights, shadow_heights
 from geopose.sample_city.view.raster import View
 from geopose.sample_city.view.render import Scene, scene_id, shape_of
 from geopose.sample_city.view.sensor import expose
-from geopose.sample_city.view.shade import mottle, openness, pulse, sun_vector
+from geopose.sample_city.view.shade import ground_light, mottle, openness, pulse, sun_vector
 from geopose.sample_city.world.cities import CITIES, SceneParameters, real_scene
 from geopose.sample_city.world.district import Cover, District
 from geopose.sample_city.world.mesh import Color
@@ -58,7 +59,11 @@ def district_parameters(name: str, index: int, seed: int) -> SceneParameters:
 
 
 def render_district(
-    district: District, index: int, size: int | tuple[int, int], seed: int
+    district: District,
+    index: int,
+    size: int | tuple[int, int],
+    seed: int,
+    lidar: bool = False,
 ) -> Scene:
     """Renders scene `index` of a district; the same arguments give the same arrays.
 
@@ -67,6 +72,7 @@ def render_district(
         index: scene number, 0 or more.
         size: pixels, one number or (height, width).
         seed: 0 or more.
+        lidar: also measure heights as in `lidar`; the image is the same.
 
     Raises:
         InputError: size out of range.
@@ -79,6 +85,13 @@ def render_district(
     x += plan.origin_px[0] + agl * np.float32(scene.k[0])
     y += plan.origin_px[1] + agl * np.float32(scene.k[1])
     radiance = _light(scene, plan, agl, x, y)
+    measured, report = None, None
+    if lidar:
+        survey, view = (
+            drawn_survey(district.name, index, seed),
+            View(scene.k, scene.gsd_m, (0, 0), shape),
+        )
+        measured, report = survey_columns(survey, view, agl, sample(plan.cover, x, y) == Cover.TREE)
     return Scene(
         image_id=scene_id(district.name, index),
         city=district.name,
@@ -89,6 +102,8 @@ def render_district(
         angle_rad=scene.angle_rad,
         gsd_m=scene.gsd_m,
         parameters=scene,
+        measured_m=measured,
+        survey=report,
     )
 
 
@@ -242,9 +257,10 @@ def _light(scene: SceneParameters, plan: Plan, agl: Map, x: Map, y: Map) -> Map:
     sun = sun_vector(scene)
     flat = (nx * sun[0] + ny * sun[1] + sun[2]) / np.sqrt(nx * nx + ny * ny + 1) / sun[2]
     upright = (wx * sun[0] + wy * sun[1]) / sun[2]
+    flat = np.where(cover == Cover.GROUND, ground_light(scene, view), flat)
     facing = np.clip(np.where(wall, upright, flat), 0.0, look.steepest).astype(np.float32)
     out = np.float32(1.2 / max(math.hypot(*scene.k), 1e-6))
-    over = shadow_heights(plan.height_m, scene.sun_k, 1.5)
+    over = _shadows(scene, plan)
     front = np.maximum(over, plan.height_m)
     before = sample(front, x + out * np.float32(scene.k[0]), y + out * np.float32(scene.k[1]))
     shade = np.where(wall, before, sample(over, x, y))
@@ -254,6 +270,17 @@ def _light(scene: SceneParameters, plan: Plan, agl: Map, x: Map, y: Map) -> Map:
     for c in range(3):
         albedo[..., c] *= (light + bounce) * look.sun[c] + ambient * look.sky[c]
     return albedo.astype(np.float32)
+
+
+def _shadows(scene: SceneParameters, plan: Plan) -> Map:
+    """Height above ground up to which the air is in shadow; the ground may rise and fall."""
+    if scene.relief.flat:
+        return shadow_heights(plan.height_m, scene.sun_k, 1.5)
+    (rows, columns), (x, y), gsd = plan.height_m.shape, plan.origin_px, np.float32(scene.gsd_m)
+    along = (np.arange(columns, dtype=np.float32) - x) * gsd
+    terrain = scene.relief.height_m(along, (np.arange(rows, dtype=np.float32) - y)[:, None] * gsd)
+    terrain -= terrain.min()
+    return shadow_heights(plan.height_m + terrain, scene.sun_k, 1.5) - terrain
 
 
 def _slopes(plan: Plan, scene: SceneParameters) -> tuple[Map, Map, Map, Map]:

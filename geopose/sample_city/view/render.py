@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geopose.errors import InputError
 from geopose.sample_city.view.ground import paint_ground
+from geopose.sample_city.view.lidar import Worlds, drawn_survey, survey_mesh, two_dates
 from geopose.sample_city.view.raster import View, rasterize
 from geopose.sample_city.view.sensor import expose
 from geopose.sample_city.view.shade import shade
@@ -37,6 +38,9 @@ class Scene:
         angle_rad: flow direction in [0, 2 pi), (x, y) = (sin a, cos a).
         gsd_m: metres per pixel.
         parameters: camera and sun as drawn.
+        measured_m: H x W float32, heights as a lidar would have them, NaN = unknown; None if the
+            scene was rendered without. `agl_m` is exact all the same.
+        survey: what is wrong with `measured_m`; None without.
     """
 
     image_id: str
@@ -48,6 +52,8 @@ class Scene:
     angle_rad: float
     gsd_m: float
     parameters: SceneParameters
+    measured_m: NDArray[np.float32] | None = None
+    survey: dict[str, object] | None = None
 
 
 def scene_id(city: str, index: int) -> str:
@@ -69,7 +75,12 @@ def shape_of(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def render_scene(
-    city: str, index: int, size: int | tuple[int, int], seed: int, preset: str = EASY
+    city: str,
+    index: int,
+    size: int | tuple[int, int],
+    seed: int,
+    preset: str = EASY,
+    lidar: bool = False,
 ) -> Scene:
     """Renders scene `index` of a synthetic city; the same arguments give the same arrays.
 
@@ -79,18 +90,27 @@ def render_scene(
         size: pixels, one number or (height, width).
         seed: 0 or more; another seed gives another set of scenes.
         preset: one of `cities.PRESETS`.
+        lidar: also measure heights as in `lidar`; the image is the same, but for a building that
+            may be missing from it.
 
     Raises:
         InputError: unknown city or preset, negative index or seed, size out of range.
     """
     shape = shape_of(size)
     scene = scene_parameters(city, index, seed, preset)
-    world = build_world(scene, (shape[1] * scene.gsd_m, shape[0] * scene.gsd_m))
+    extent_m = shape[1] * scene.gsd_m, shape[0] * scene.gsd_m
+    world = build_world(scene, extent_m)
     mesh = world.mesh.build()
+    survey = drawn_survey(city, index, seed) if lidar else None
+    worlds = two_dates(survey, mesh, extent_m) if survey else Worlds(mesh, mesh, None)
+    mesh = worlds.image
     view = View(scene.k, scene.gsd_m, (0, 0), shape)
     seen = rasterize(mesh, view)
     ground = paint_ground(world.shapes, scene.gsd_m, shape)
     radiance = shade(scene, mesh, view, seen, ground)
+    measured, report = None, None
+    if survey:
+        measured, report = survey_mesh(survey, scene, worlds, view, ground[1] > 0, seen.z_m)
     return Scene(
         image_id=scene_id(city, index),
         city=city,
@@ -101,6 +121,8 @@ def render_scene(
         angle_rad=scene.angle_rad,
         gsd_m=scene.gsd_m,
         parameters=scene,
+        measured_m=measured,
+        survey=report,
     )
 
 

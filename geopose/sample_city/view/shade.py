@@ -4,7 +4,7 @@ In: the buffers of camera and sun, the mesh and the painted ground. Out: linear 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ def shade(
     ground: tuple[NDArray[np.uint8], NDArray[np.uint8]],
 ) -> NDArray[np.float32]:
     """Linear radiance (H x W x 3, about 0..1) of a rasterised scene."""
-    height, width = view.shape
+    width = view.shape[1]
     pixel = np.flatnonzero(seen.ids >= 0)
     z = seen.z_m.reshape(-1)[pixel]
     row, column = np.divmod(pixel, width)
@@ -58,7 +58,7 @@ def shade(
     solids = _solid_albedo(mesh, view, surface, noise, look.windows)
     lit = sun_mask(scene, mesh, view, seen)
     facing, sky, side = _facing(scene, mesh, view, surface)
-    light = np.ones((height, width), np.float32)
+    light = ground_light(scene, view)
     light.reshape(-1)[pixel] = facing
     light *= lit
     ambient = openness(seen.z_m, view)
@@ -191,6 +191,8 @@ def sun_vector(scene: SceneParameters) -> NDArray[np.float64]:
 
 def sun_mask(scene: SceneParameters, mesh: Mesh, view: View, seen: Buffers) -> NDArray[np.float32]:
     """1 where no higher surface stands between sun and seen surface, else 0 (H x W)."""
+    if not scene.relief.flat:
+        return _sun_mask_on_relief(scene, mesh, view, seen)
     height, width = view.shape
     sun_k = scene.sun_k
     drift = np.array(view.k) - np.array(sun_k)  # sun pixel of (p, Z) is p + Z (k - sun_k)
@@ -205,6 +207,48 @@ def sun_mask(scene: SceneParameters, mesh: Mesh, view: View, seen: Buffers) -> N
     index = y * shape[1] + x
     same = sun.ids.reshape(-1)[index] == seen.ids
     return (same | (sun.z_m.reshape(-1)[index] <= seen.z_m + _SHADOW_BIAS_M)).astype(np.float32)
+
+
+def _sun_mask_on_relief(
+    scene: SceneParameters, mesh: Mesh, view: View, seen: Buffers
+) -> NDArray[np.float32]:
+    """The same with everything lifted by the terrain under it, as the sun sees the world."""
+    relief, gsd = scene.relief, np.float32(view.gsd_m)
+    verts, bodies = mesh.verts.copy(), mesh.ellipsoids.copy()
+    x = np.arange(view.shape[1], dtype=np.float32) + seen.z_m * np.float32(view.k[0])
+    y = np.arange(view.shape[0], dtype=np.float32)[:, None] + seen.z_m * np.float32(view.k[1])
+    terrain = relief.height_m(x * gsd, y * gsd)
+    under = relief.height_m(verts[..., 0], verts[..., 1])
+    under_trees = relief.height_m(bodies[:, 0], bodies[:, 1])
+    parts = (terrain, under, under_trees)
+    lowest = np.float32(min(float(part.min(initial=np.inf)) for part in parts))
+    verts[..., 2] += under - lowest
+    bodies[:, 2] += under_trees - lowest
+    level = seen.z_m + (terrain - lowest)
+    sun_k = scene.sun_k
+    x -= level * np.float32(sun_k[0])
+    y -= level * np.float32(sun_k[1])
+    low = math.floor(float(x.min())) - 1, math.floor(float(y.min())) - 1
+    shape = math.ceil(float(y.max())) + 2 - low[1], math.ceil(float(x.max())) + 2 - low[0]
+    lifted = replace(mesh, verts=verts, ellipsoids=bodies)
+    sun = rasterize(lifted, View(sun_k, view.gsd_m, low, shape))
+    index = np.rint(y - low[1]).astype(np.int32) * shape[1] + np.rint(x - low[0]).astype(np.int32)
+    level += np.float32(_SHADOW_BIAS_M + relief.bias_m)
+    same = sun.ids.reshape(-1)[index] == seen.ids
+    return (same | (sun.z_m.reshape(-1)[index] <= level)).astype(np.float32)
+
+
+def ground_light(scene: SceneParameters, view: View) -> NDArray[np.float32]:
+    """Sunlight on the bare ground of every pixel, relative to level ground."""
+    if scene.relief.flat:
+        return np.ones(view.shape, np.float32)
+    x = (np.arange(view.shape[1], dtype=np.float32) + view.origin_px[0]) * np.float32(view.gsd_m)
+    y = (np.arange(view.shape[0], dtype=np.float32) + view.origin_px[1]) * np.float32(view.gsd_m)
+    along_x, along_y = scene.relief.slopes(x, y[:, None])
+    sun = sun_vector(scene).astype(np.float32)
+    toward = sun[2] - along_x * sun[0] - along_y * sun[1]
+    toward /= np.sqrt(1.0 + along_x * along_x + along_y * along_y) * sun[2]
+    return np.clip(toward, 0.0, np.float32(scene.look.steepest))
 
 
 def _facing(

@@ -109,7 +109,8 @@ def _roof_patches(site: Site, rect: Rect, z: float) -> None:
         along, length = rng.random() < 0.5, rng.uniform(0.2, 0.8)
         wide, high = rng.uniform(0.4, 1.6), rng.uniform(0.3, 1.5)
         size = (length * (s1 - s0), wide) if along else (wide, length * (t1 - t0))
-        ring = site.centred_ring(rng.uniform(s0, s1), rng.uniform(t0, t1), size, 0.0)
+        s, t = rng.uniform(s0, s1 - size[0]), rng.uniform(t0, t1 - size[1])
+        ring = site.ring((s, t, s + size[0], t + size[1]))
         prism(mesh, ring, z, z + high, site.vary(STEEL, 30.0))
 
 

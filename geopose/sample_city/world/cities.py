@@ -13,6 +13,7 @@ from geopose.errors import InputError
 from geopose.geometry import wrap_angle
 from geopose.sample_city.world.look import Look, drawn_look
 from geopose.sample_city.world.mesh import Color
+from geopose.sample_city.world.relief import FLAT, Relief, drawn_relief
 
 Range = tuple[float, float]
 
@@ -52,6 +53,8 @@ class CityStyle:
     haze: Range
     clutter: float = 0.0  # how much lies on roofs and ground beyond the bare necessities
     clumps: float = 0.0  # share of the trees that stand in groups
+    rarer: float = 0.0  # share of the buildings whose plan is a cross, a star, steps or a court
+    viaduct: float = 0.0  # chance of a road on piers over a street
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class SceneParameters:
     haze: float
     look: Look
     rng: np.random.Generator = field(repr=False)
+    relief: Relief = FLAT
 
     @property
     def scale_px_per_m(self) -> float:
@@ -258,7 +262,19 @@ def real_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
         haze=float(rng.uniform(0.0, 0.09)),
         look=drawn_look(rng),
         rng=rng,
+        relief=drawn_relief(rng),
     )
+
+
+_RARER = {  # weights of the blocks that only this preset has
+    "row_houses": 1.0,
+    "stadium": 0.25,
+    "deck": 0.7,
+    "podium": 0.6,
+    "terminal": 0.35,
+    "construction": 0.6,
+    "river": 0.35,
+}
 
 
 def _greys(rng: np.random.Generator, low: float, high: float, count: int) -> tuple[Color, ...]:
@@ -277,9 +293,9 @@ def _greys(rng: np.random.Generator, low: float, high: float, count: int) -> tup
 def _recoloured(style: CityStyle, rng: np.random.Generator) -> CityStyle:
     """The style with palettes, clutter and a mix of blocks of this scene alone."""
     green, dry = float(rng.uniform(70, 135)), float(rng.uniform(0.75, 1.15))
-    leaf, leaf_red = float(rng.uniform(58, 115)), float(rng.uniform(0.65, 0.95))
+    leaf, leaf_red = float(rng.uniform(52, 104)), float(rng.uniform(0.65, 0.95))
     blocks = dict.fromkeys(ALL_BLOCKS, 0.25) | style.blocks
-    blocks |= {"campus": float(rng.uniform(1.0, 6.0))}
+    blocks |= {"campus": float(rng.uniform(1.0, 6.0))} | _RARER
     asphalt = float(rng.uniform(76, 165))
     low, high = style.tower_m
     return replace(
@@ -298,4 +314,6 @@ def _recoloured(style: CityStyle, rng: np.random.Generator) -> CityStyle:
         crown=(leaf * leaf_red, leaf, leaf * float(rng.uniform(0.5, 0.95))),
         clutter=float(rng.uniform(0.3, 2.0)),
         clumps=float(rng.uniform(0.0, 0.8)),
+        rarer=float(rng.uniform(0.05, 0.5)),
+        viaduct=0.18,
     )

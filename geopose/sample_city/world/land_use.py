@@ -21,13 +21,13 @@ from geopose.sample_city.world.buildings import (
     tank,
     tower,
 )
-from geopose.sample_city.world.mesh import Color, gable_building, prism
+from geopose.sample_city.world.landmarks import parking_deck, special_block
+from geopose.sample_city.world.mesh import gable_building, prism
+from geopose.sample_city.world.rarer_blocks import CONTAINERS, RARER_BLOCKS, WATER
 from geopose.sample_city.world.site import Rect, Site
 
 STOREY_M = 3.2
 _DEEPEST_LOTS_M = 78.0
-WATER: Color = (44.0, 66.0, 74.0)
-CONTAINERS: tuple[Color, ...] = ((150, 62, 48), (52, 88, 130), (70, 110, 84), (190, 150, 70))
 
 
 def fill_block(site: Site) -> None:
@@ -42,7 +42,7 @@ def fill_block(site: Site) -> None:
     if style.clutter > 0.0:
         _patches(site)
     BLOCKS[use](site, inner)
-    for rect, color in site.later:
+    for rect, color in site.later if use not in ("pond", "river", "stadium") else ():
         site.fill(rect, color)
     if use not in ("park", "pond"):
         _street_trees(site)
@@ -128,6 +128,8 @@ def _apartments(site: Site, rect: Rect) -> None:
             part = (start + i * step, row, end_s, min(row + deep, t1))
             if pitched:
                 pitched_block(site, part, height)
+            elif style.rarer > 0.0 and t1 - row > 34 and rng.random() < style.rarer:
+                special_block(site, (*part[:3], row + 30.0), height)
             elif rng.random() < 0.2 and t1 - row > 30:
                 angled_slab(site, (*part[:3], row + 26.0), height, False)
             else:
@@ -188,7 +190,9 @@ def _parcel(site: Site, rect: Rect) -> None:
         tower(site, rect, low + (high - low) * share)
     elif chance < 0.88:
         height = STOREY_M * float(rng.uniform(*style.storeys)) * (0.7 + 0.7 * site.centrality)
-        if rng.random() < 0.25:
+        if style.rarer > 0.0 and rng.random() < style.rarer:
+            special_block(site, rect, height)
+        elif rng.random() < 0.25:
             angled_slab(site, rect, height, True)
         else:
             slab(site, rect, height, rng.random() < 0.6)
@@ -299,7 +303,10 @@ def _parking_block(site: Site, rect: Rect) -> None:
     cut = (s0 + s1) / 2
     if site.rng.random() < 0.5:
         box = shrink((s0, t0, cut, t1), 4.0)
-        slab(site, box, site.rng.uniform(9.0, 18.0))
+        if site.style.rarer > 0.0:
+            parking_deck(site, box)
+        else:
+            slab(site, box, site.rng.uniform(9.0, 18.0))
         site.parking((cut + 1.0, t0 + 1.0, s1 - 1.0, t1 - 1.0), 0.6)
     else:
         site.parking(shrink(rect, 1.0), 0.55)
@@ -337,4 +344,5 @@ BLOCKS = {
     "parking": _parking_block,
     "church": _church_block,
     "campus": _campus,
+    **RARER_BLOCKS,
 }

@@ -29,10 +29,15 @@ class Look:
         sharpening: strength of the vendor's sharpening; 0 = none.
         colour_blur_px: deviation of the colours' blur, which are seen at a coarser resolution than
             brightness and fused with it; 0 = as sharp.
+        fringe_px: (x, y) by which the colour bands miss each other; red is off by it to one side
+            of the sharp brightness, blue to the other. Edges get red and blue seams.
         windows: contrast of windows and walls, 0..1.
         noise: range of the noise's deviation, grey values.
         stretch: (share of pixels at black, at white, gamma, grey level of black in 0..1, colour
             cast); None = no stretch.
+        balance: share of the stretch's black and white that each colour has for itself; 1 makes
+            the brightest of every band white.
+        j2k_ratio: bytes of the image over bytes of its JPEG 2000 file.
     """
 
     sun: Color = (0.80, 0.76, 0.68)
@@ -44,9 +49,12 @@ class Look:
     psf_px: float = 0.62
     sharpening: float = 0.0
     colour_blur_px: float = 0.0
+    fringe_px: tuple[float, float] = (0.0, 0.0)
     windows: float = 1.0
     noise: Range = (1.2, 2.4)
     stretch: tuple[float, float, float, float, Color] | None = None
+    balance: float = 0.0
+    j2k_ratio: float = 8.0
 
 
 def drawn_look(rng: np.random.Generator) -> Look:
@@ -59,14 +67,17 @@ def drawn_look(rng: np.random.Generator) -> Look:
     return Look(
         sun=(0.78, 0.76, 0.76 * warmth),
         sky=(level / blue**0.5, level, level * blue**0.8),
-        bounce=float(rng.uniform(0.03, 0.35)),
+        bounce=float(rng.uniform(0.15, 0.6)),
         steepest=2.6,
-        texture=float(rng.uniform(0.7, 2.4)),
+        texture=float(rng.uniform(0.6, 2.0)),
         saturation=float(rng.uniform(0.7, 1.0)),
         psf_px=float(rng.uniform(0.4, 0.85)),
         sharpening=float(rng.uniform(0.0, 1.0)),
         colour_blur_px=float(rng.uniform(0.0, 1.8)),
-        windows=float(rng.uniform(0.2, 1.0)),
+        windows=float(rng.uniform(0.15, 0.8)),
         noise=(0.8, 4.0),
         stretch=(black, white, float(rng.uniform(1.6, 2.7)), floor, (red, green, blue_cast)),
+        balance=float(max(rng.uniform(-0.6, 0.8), 0.0)),
+        j2k_ratio=float(np.exp(rng.uniform(np.log(4.0), np.log(24.0)))),
+        fringe_px=(float(rng.normal(0.0, 0.4)), float(rng.normal(0.0, 0.4))),
     )

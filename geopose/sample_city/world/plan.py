@@ -12,6 +12,7 @@ import numpy as np
 
 from geopose.sample_city.world.cities import SceneParameters
 from geopose.sample_city.world.land_use import fill_block
+from geopose.sample_city.world.landmarks import bridge
 from geopose.sample_city.world.mesh import Point
 from geopose.sample_city.world.site import MARKING, Rect, Site, World
 
@@ -59,7 +60,20 @@ def build_world(scene: SceneParameters, extent_m: tuple[float, float]) -> World:
     for rect, along_s, crossing in _street_pieces(grid, half, staggered):
         if _near_image(plan, rect, extent_m, low):
             _street(plan, rect, along_s, crossing)
+    if style.viaduct > 0.0 and rng.random() < style.viaduct:
+        _viaduct(plan, columns, half)
     return world
+
+
+def _viaduct(plan: Site, columns: list[Span], half: float) -> None:
+    """A road on piers over the street nearest to the middle, from end to end."""
+    rng = plan.rng
+    gaps = [(end, start) for (_, end), (start, _) in itertools.pairwise(columns)]
+    if not gaps:
+        return
+    low, high = min(gaps, key=lambda gap: abs(gap[0] + gap[1]))
+    middle, wide = (low + high) / 2, min(0.8 * (high - low), float(rng.uniform(8.0, 16.0)))
+    bridge(plan, (middle, -half), (middle, half), wide, float(rng.uniform(5.5, 10.0)), 0.0)
 
 
 def _street_pieces(

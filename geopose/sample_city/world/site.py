@@ -161,16 +161,22 @@ class Site:
                 at = min(max(s + away[0], s0), s1), min(max(t + away[1], t0), t1)
                 self.tree(*at, own, own * self.rng.uniform(0.3, 0.45))
 
-    def car(self, s: float, t: float, turn_rad: float) -> None:
-        """A parked or driving car: body and cabin."""
+    def oval(self, half: Point, middle: Point, color: Color) -> None:
+        """Paints an ellipse of the given half axes on the ground."""
+        turns, (s, t) = [2 * math.pi * i / 40 for i in range(40)], middle
+        local = [(s + half[0] * math.cos(a), t + half[1] * math.sin(a)) for a in turns]
+        self.world.shapes.append(Shape([self.point(*p) for p in local], color))
+
+    def car(self, s: float, t: float, turn_rad: float, z: float = 0.0) -> None:
+        """A parked or driving car, on the ground or at a height: body and cabin."""
         if not self.world.near(self.point(s, t)):
             return
         paint = self.pick(CAR_PAINTS, 8.0)
         length, width = self.rng.uniform(4.0, 4.9), self.rng.uniform(1.75, 1.95)
         body = self.centred_ring(s, t, (length, width), turn_rad)
-        prism(self.world.mesh, body, 0.0, 0.8, paint)
+        prism(self.world.mesh, body, z, z + 0.8, paint)
         cabin = self.centred_ring(s, t, (length * 0.5, width * 0.88), turn_rad)
-        prism(self.world.mesh, cabin, 0.8, 1.45, (44.0, 48.0, 54.0), paint)
+        prism(self.world.mesh, cabin, z + 0.8, z + 1.45, (44.0, 48.0, 54.0), paint)
 
     def parking(self, rect: Rect, filled: float) -> None:
         """A paved lot with painted bays along s and cars in part of them."""
