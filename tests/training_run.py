@@ -19,7 +19,7 @@ from geopose.metrics import ScoreAccumulator
 from geopose.training.fit import fit
 
 # Folders, which differ from test to test, and are the same to Hydra: it composes the rest once.
-OF_TEST = ("dataset.data_dir=/", "experiment=/")
+OF_TEST = ("dataset.data_dir=", "experiment=")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TINY = (
     "model=sample_unet",
