@@ -36,7 +36,7 @@ OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_no
 step "3/4 export"
 mkdir -p "$(dirname "$model")"
 "$PYTHON" -m geopose.checkpoints export "$training/checkpoints_mean_r2/best.pth" "$model" --force \
-    --recipe "scripts/train_demo.sh $minutes: sample_unet, flow_first, sample_real on $train synthetic scenes of \
+    --recipe "scripts/train_demo.sh $minutes: sample_unet, flow_first (heights: Huber of 15 m), sample_real, best epoch, not averaged, on $train synthetic scenes of \
 640 x 640 px of each city and of $# surface models (preset real, seed $seed), $minutes minutes on $processes CPU processes"
 "$PYTHON" -m geopose.checkpoints info "$model"
 

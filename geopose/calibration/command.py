@@ -13,10 +13,11 @@ import torch
 from geopose.calibration.fit import Fit, ImageSums, fit
 from geopose.checkpoints.formats.facts import CALIBRATION, NO_GAINS
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.data.folds import NUM_FOLDS, split_fold
+from geopose.data.folds import NUM_FOLDS, PLACE, split_fold
 from geopose.data.heights import read_agl_m
 from geopose.data.layout import ImageRecord
 from geopose.data.layouts.splits import read_split
+from geopose.data.places.table import places_file, read_places
 from geopose.data.rgb import read_rgb, unknown_in
 from geopose.data.vflow import read_vflow
 from geopose.errors import InputError, RunError
@@ -122,8 +123,11 @@ def _images(
     records = read_split(options.data_dir, "train" if held_out else options.split, options.layout)
     words = options.split
     if held_out:
-        fold, kind, count = _fold(facts, options, source)
-        records, words = split_fold(records, fold, kind, count)[1], f"train, fold {fold}"
+        fold, kind, count, table = _fold(facts, options, source)
+        places = None
+        if kind == PLACE:
+            places = read_places(places_file(options.data_dir, table), records)
+        records, words = split_fold(records, fold, kind, count, places)[1], f"train, fold {fold}"
     known = with_truth(shuffled(records))[: options.images]
     if not known:
         raise InputError(
@@ -132,7 +136,10 @@ def _images(
     return known, words
 
 
-def _fold(facts: Mapping[str, Any], options: Options, source: str) -> tuple[int, str, int]:
+def _fold(
+    facts: Mapping[str, Any], options: Options, source: str
+) -> tuple[int, str, int, str | None]:
+    """Number, kind and count of folds of a network's training, and its table of places."""
     dataset = facts["checkpoint_data"]["config"].get("dataset")
     said: Mapping[str, Any] = dataset if isinstance(dataset, Mapping) else {}
     fold = said.get("fold") if options.fold is None else options.fold
@@ -143,7 +150,7 @@ def _fold(facts: Mapping[str, Any], options: Options, source: str) -> tuple[int,
         )
     kind = said.get("fold_split") or "stratified"
     kind = "stratified" if kind == _PUBLISHED_SPLIT else kind
-    return fold, kind, said.get("num_folds") or NUM_FOLDS
+    return fold, kind, said.get("num_folds") or NUM_FOLDS, said.get("places")
 
 
 def _sums(member: Member, records: Sequence[ImageRecord], tta: str | None) -> list[ImageSums]:

@@ -49,7 +49,9 @@ def split_fold(
     if fold_split == "region":
         return _by_city(records, fold)
     if fold_split == PLACE:
-        return _by_place(records, fold, num_folds, places or {})
+        if places is None:
+            raise InputError("dataset.fold_split=place needs a table of places; none was given")
+        return _by_place(records, fold, num_folds, places)
     if fold_split != "stratified":
         raise InputError(
             f"dataset.fold_split is {fold_split!r}, expected stratified, region or place"

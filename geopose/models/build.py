@@ -64,6 +64,11 @@ def normalization(model_config: Any) -> Normalization:
     if said == "encoder":
         name = as_mapping(parts.get("encoder", {}), "model.encoder").get("name", "")
         said = listed_normalization(str(name))
+        if said is None:
+            raise InputError(
+                f"model.normalization: timm lists no weights for the encoder {name!r}; give "
+                "{mean: [...], std: [...]}, or null for ImageNet's"
+            )
     return Normalization.from_config(said, "model.normalization")
 
 

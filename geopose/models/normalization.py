@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geopose.errors import InputError
+from geopose.errors import InputError, one_line
 from geopose.schema.numbers import is_number
 
 CHANNEL_ORDERS = {"rgb": (0, 1, 2), "bgr": (2, 1, 0)}
@@ -41,13 +41,16 @@ class Normalization(NamedTuple):
             return IMAGENET
         if not isinstance(config, Mapping) or set(config) != {"mean", "std"}:
             raise InputError(
-                f"{where}: expected encoder, or {{mean: [...], std: [...]}}, got {config!r}"
+                f"{where}: expected encoder, null, or {{mean: [...], std: [...]}}, "
+                f"got {one_line(repr(config), 80)}"
             )
         for name, above in (("mean", -math.inf), ("std", 0.0)):
             values = config[name]
             if not _are_three(values) or not all(above < value < math.inf for value in values):
                 kind = "numbers above 0" if name == "std" else "numbers"
-                raise InputError(f"{where}.{name}: expected three {kind}, got {values!r}")
+                raise InputError(
+                    f"{where}.{name}: expected three {kind}, got {one_line(repr(values), 80)}"
+                )
         return cls(tuple(map(float, config["mean"])), tuple(map(float, config["std"])))  # type: ignore[arg-type]
 
     def planes(self) -> tuple[Tensor, Tensor]:

@@ -76,8 +76,15 @@ def bare_model(name: str) -> nn.Module:
 
 
 def listed_normalization(name: str) -> dict[str, list[float]] | None:
-    """Mean and deviation that a model's weights were learned with; None = timm lists no weights."""
-    config = get_pretrained_cfg(name)
+    """Mean and deviation that a model's weights were learned with; None = timm lists no weights.
+
+    Raises:
+        InputError: a tag of weights that timm does not know.
+    """
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(f"encoder.name: {name}: {error}") from error
     return None if config is None else {"mean": [*config.mean], "std": [*config.std]}
 
 

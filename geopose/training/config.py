@@ -55,8 +55,8 @@ class Train:
     show: bool = key()
     fast: bool = key()
     mixup: float = key(least=0)
-    balance_cities: bool = key()
-    plain_epochs: int = key(least=0)
+    balance_cities: bool = key(default=False)
+    plain_epochs: int = key(least=0, default=0)
     loaders: Loaders = section(Loaders)
     threads: int | str = key(least=1, choices=("auto",))
 
@@ -86,7 +86,7 @@ class Dataset:
     fold: int = key(least=0)
     fold_split: str = key()
     num_folds: int = key(least=2)
-    places: str | None = key()
+    places: str | None = key(default=None)
 
 
 @dataclass

@@ -191,6 +191,7 @@ def _continued(
     if current_model_config(cfg["model"]) == saved["model"]:
         saved["model"] = deepcopy(cfg["model"])  # a published form: read in today's words
     wanted = deepcopy(dict(cfg)) if overrides is None else _changed(saved, cfg, overrides)
+    _leave_out_new(wanted, saved, overrides or ())
     before, now = _flat(saved), _flat(wanted)
     differing = [
         f"{key}={before.get(key)}, not {now.get(key)}"
@@ -222,6 +223,23 @@ def _with_new_keys(saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str
         for key, value in composed.items():
             own.setdefault(key, deepcopy(value))
     return result
+
+
+def _leave_out_new(
+    wanted: dict[str, Any], saved: Mapping[str, Any], overrides: Sequence[str]
+) -> None:
+    """Takes keys out that options of today have and those of an older run had not.
+
+    They mean what the run has done: ImageNet's normalisation, and terms that its network has.
+    """
+    chosen = any(override.startswith("model.normalization") for override in overrides)
+    if not chosen and "normalization" not in saved["model"]:
+        wanted["model"].pop("normalization", None)
+    terms, own = wanted["loss"].get("losses"), saved["loss"].get("losses")
+    if isinstance(terms, dict) and isinstance(own, Mapping):
+        for name, term in terms.items():
+            if isinstance(term, dict) and "if_predicted" not in (own.get(name) or {}):
+                term.pop("if_predicted", None)
 
 
 def _changed(

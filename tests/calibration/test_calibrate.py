@@ -18,6 +18,7 @@ from geopose.checkpoints.formats.pth import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.cli import run_command
 from geopose.data.heights import read_agl_m, write_agl_cm
+from geopose.data.layouts.splits import read_split
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow, write_vflow
 from geopose.errors import InputError
@@ -260,6 +261,23 @@ def test_a_file_without_a_fold_says_so(
     given = [tmp_path / "a.pth", tmp_path / "b.pth", "--data-dir", made / "data"]
     assert calibrate(*given) == 2
     assert "give --fold N" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_held_out_places_are_those_of_the_training(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payload = _payload()
+    dataset = {"fold": 1, "num_folds": 2, "fold_split": "place", "places": str(tmp_path / "p.csv")}
+    payload["checkpoint_data"]["config"]["dataset"] = dataset  # type: ignore[index]
+    save_checkpoint(tmp_path / "a.pth", payload)
+    given = [tmp_path / "a.pth", tmp_path / "b.pth", "--data-dir", made / "data"]
+    assert calibrate(*given) == 2  # one line, and no traceback
+    assert "p.csv" in capsys.readouterr().err.splitlines()[-1]
+    records = read_split(made / "data", "train")
+    rows = [f"{record.image_id},{number % 4}" for number, record in enumerate(records)]
+    (tmp_path / "p.csv").write_text("\n".join(["id,place", *rows]) + "\n")
+    assert calibrate(*given) == 0
+    assert _gains(tmp_path / "b.pth") == pytest.approx((HEIGHT_GAIN, FLOW_GAIN), rel=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -45,3 +45,11 @@ def test_a_config_without_it_means_imagenet() -> None:
 def test_what_it_cannot_be(value: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         normalization({**tiny_config(), "normalization": value})
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnetv2_s_in21ft1k", "resnet18.no_such_tag", ""])
+def test_an_encoder_whose_weights_are_not_listed_has_none(name: str) -> None:
+    config = tiny_config(encoder={"name": name})
+    with pytest.raises(InputError, match=r"model\.normalization|encoder\.name"):
+        normalization({**config, "normalization": "encoder"})
+    assert normalization({**config, "normalization": None}) == IMAGENET

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from geopose import keys
@@ -17,8 +18,9 @@ from geopose.data.layouts.splits import read_split
 from geopose.training.callbacks.plain import PlainEpochsCallback
 from geopose.training.callbacks.stop import TimeBudget
 from geopose.training.data.sampler import BalancedSampler
+from geopose.training.fit import fit
 from tests.tiny_data import write_data_dir
-from tests.training_run import train
+from tests.training_run import composed, tiny_overrides, train
 
 LAST = "checkpoints_mean_r2/last.pth"
 CITIES = ["AAA"] * 7 + ["BBB"] * 2 + ["CCC"] * 3
@@ -147,6 +149,24 @@ def test_a_run_of_before_these_keys_goes_on(sample_dir: Path, tmp_path: Path) ->
     assert last["epoch"] == 2
     train_cfg = last["checkpoint_data"]["config"]["train"]
     assert (train_cfg["balance_cities"], train_cfg["plain_epochs"]) == (False, 0)
+
+
+def test_a_run_of_before_new_keys_of_options_goes_on(sample_dir: Path, tmp_path: Path) -> None:
+    """Its own command names options whose files have gained a key since."""
+    run = train(sample_dir, tmp_path / "run", "train.epochs=1", "loss=huber_cos_flow")
+    payload = load_checkpoint(run / LAST)
+    config = payload["checkpoint_data"]["config"]
+    assert "normalization" not in config["model"]
+    del config["loss"]["losses"]["flow"]["if_predicted"]
+    save_checkpoint(run / LAST, payload)
+    told = ["model=sample_unet", "loss=huber_cos_flow", "train.epochs=2"]
+    cfg = composed(*tiny_overrides(sample_dir, run, "train.epochs=2", "loss=huber_cos_flow"))
+    OmegaConf.set_struct(cfg, False)
+    cfg.model.normalization = "encoder"  # as if the option said it now
+    fit(cfg, told)
+    last = load_checkpoint(run / LAST)
+    assert last["epoch"] == 2
+    assert "normalization" not in last["checkpoint_data"]["config"]["model"]
 
 
 @pytest.mark.parametrize(
