@@ -155,6 +155,15 @@ def _limit(text: str) -> float:
     return value
 
 
+def _add_views(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--tta",
+        choices=["null", *(name for name in TTA_NAMES if name)],
+        default=default,
+        help="views for that (default: %(default)s)",
+    )
+
+
 def _add_quantize(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     quantize = commands.add_parser(
         "quantize",
@@ -192,12 +201,7 @@ def _add_quantize(commands: Any, parents: list[argparse.ArgumentParser]) -> None
         help="images with truth to measure the score on, whole, other ones if there are any "
         "(default: %(default)s)",
     )
-    quantize.add_argument(
-        "--tta",
-        choices=["null", *(name for name in TTA_NAMES if name)],
-        default="d4",
-        help="views for that (default: %(default)s)",
-    )
+    _add_views(quantize, "d4")
     quantize.add_argument(
         "--max-drop",
         type=_limit,
@@ -240,12 +244,7 @@ def _add_calibrate(commands: Any, parents: list[argparse.ArgumentParser]) -> Non
     calibrate.add_argument(
         "--images", type=positive_int, metavar="N", help="to fit on, at most (default: all)"
     )
-    calibrate.add_argument(
-        "--tta",
-        choices=["null", *(name for name in TTA_NAMES if name)],
-        default="null",
-        help="views for that (default: %(default)s)",
-    )
+    _add_views(calibrate, "null")
     calibrate.set_defaults(run=_calibrate)
 
 

@@ -58,7 +58,8 @@ def test_what_torch_writes_is_taken(tmp_path: Path, zipped: bool, protocol: int)
         tiny_payload(), tmp_path / "a.pth",
         _use_new_zipfile_serialization=zipped, pickle_protocol=protocol,
     )  # fmt: skip
-    load_model(tmp_path / "a.pth")
+    given = tiny_payload()["model_state_dict"]
+    assert load_model(tmp_path / "a.pth").model.state_dict().keys() == given.keys()
 
 
 def test_a_bad_download_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

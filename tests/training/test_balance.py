@@ -14,28 +14,14 @@ from geopose.augment.build import build_augmentation
 from geopose.checkpoints.formats.pth import load_checkpoint, save_checkpoint
 from geopose.data.dataset import GeoposeDataset
 from geopose.data.layout import ImageRecord
-from geopose.data.layouts.splits import read_split
 from geopose.training.callbacks.plain import PlainEpochsCallback
 from geopose.training.callbacks.stop import TimeBudget
 from geopose.training.data.sampler import BalancedSampler
 from geopose.training.fit import fit
-from tests.tiny_data import write_data_dir
+from tests.training.conftest import CITIES
 from tests.training_run import composed, tiny_overrides, train
 
 LAST = "checkpoints_mean_r2/last.pth"
-CITIES = ["AAA"] * 7 + ["BBB"] * 2 + ["CCC"] * 3
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images of three cities."""
-    root = tmp_path_factory.mktemp("balance") / "data"
-    return write_data_dir(root, CITIES, (72, 56), ".png")
-
-
-@pytest.fixture(scope="module")
-def records(data: Path) -> list[ImageRecord]:
-    return read_split(data, "train")
 
 
 def _samples(records: list[ImageRecord], repeats: int = 1, **more: Any) -> GeoposeDataset:

@@ -26,21 +26,8 @@ from geopose.training.data.loaders import build_loaders
 from geopose.training.data.resources import Resources
 from geopose.training.data.variances import LEAST_M2, LEAST_PX2, city_variances
 from tests.tiny_data import write_data_dir
+from tests.training.conftest import CITIES
 from tests.training_run import composed, tiny_overrides, train
-
-CITIES = ["AAA"] * 7 + ["BBB"] * 2 + ["CCC"] * 3
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve images of three cities."""
-    root = tmp_path_factory.mktemp("balance") / "data"
-    return write_data_dir(root, CITIES, (72, 56), ".png")
-
-
-@pytest.fixture(scope="module")
-def records(data: Path) -> list[ImageRecord]:
-    return read_split(data, "train")
 
 
 def test_variances_are_those_of_the_score(records: list[ImageRecord]) -> None:
