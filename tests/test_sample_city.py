@@ -289,6 +289,20 @@ def test_in_the_preset_real_the_sun_says_nothing_of_the_lean():
     assert all(abs(s.sun_azimuth_rad - math.radians(32)) < 0.4 for s in easy)
 
 
+def test_in_the_preset_mixed_every_city_is_seen_by_every_camera_with_the_sun_behind_it():
+    for city in CITIES:
+        scenes = [scene_parameters(city, i, 0, "mixed") for i in range(60)]
+        sun = np.array([scene.sun_azimuth_rad - scene.angle_rad for scene in scenes])
+        assert np.cos(sun).min() > 0.7
+        angles = np.array([scene.angle_rad for scene in scenes])
+        assert np.hypot(np.cos(angles).mean(), np.sin(angles).mean()) < 0.3
+        gsds = [scene.gsd_m for scene in scenes]
+        assert (min(gsds) < 0.33, max(gsds) > 0.55) == (True, True)
+        lean = np.degrees([scene.off_nadir_rad for scene in scenes])
+        assert (lean.min() < 12, lean.max() > 33) == (True, True)
+        assert all(scene.style is CITIES[city] for scene in scenes)
+
+
 @pytest.mark.parametrize("city", list(CITIES))
 def test_scenes_of_the_preset_real_differ_from_easy_and_repeat(city):
     first, again = (render_scene(city, 1, 96, 0, "real") for _ in range(2))
@@ -383,7 +397,7 @@ def test_pictures_are_small_and_show_three_panels(tmp_path, capsys):
         (["--workers", "0"], "workers 0"),
         (["--seed", "-3"], "-3"),
         (["--cities", "SYA", "SYA"], "once"),
-        (["--preset", "surreal"], "easy, real"),
+        (["--preset", "surreal"], "easy, mixed, real"),
         (["--cities"], "no cities"),
     ],
 )

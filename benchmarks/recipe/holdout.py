@@ -36,8 +36,8 @@ class Holdout:
 
     @property
     def mark(self) -> str:
-        """Tells data sets apart: a sum of all ids, part by part."""
-        ids = [[record.image_id for record in part] for part in self.splits.values()]
+        """Tells data sets apart: a sum of all ids and gsds, part by part."""
+        ids = [[(record.image_id, record.gsd_m) for record in part] for part in self.splits.values()]
         return f"{zlib.crc32(repr((self.train, ids)).encode()):08x}"
 
 

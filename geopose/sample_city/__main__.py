@@ -30,7 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset",
         default=EASY,
-        help="easy: one look a city, sun behind the sensor (default); real: as varied as the world",
+        help="easy: one look and camera a city, sun behind the sensor (default); mixed: the same "
+        "looks, any camera; real: as varied as the world",
     )
     parser.add_argument(
         "--dsm",

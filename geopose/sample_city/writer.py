@@ -32,7 +32,7 @@ from geopose.files.writable import check_folder_target
 from geopose.sample_city.view.district_view import district_parameters, render_district
 from geopose.sample_city.view.lidar import chosen
 from geopose.sample_city.view.render import render_scene, scene_id, shape_of
-from geopose.sample_city.world.cities import CITIES, EASY, scene_parameters
+from geopose.sample_city.world.cities import CITIES, EASY, REAL, scene_parameters
 from geopose.sample_city.world.district import read_district
 from geopose.system.progress import progress_bar
 
@@ -74,7 +74,7 @@ class SampleSpec:
 
     def marker(self) -> dict[str, object]:
         """Content of the marker file."""
-        version = _VERSION if self.preset == EASY and not self.dsm else _REAL_VERSION
+        version = _REAL_VERSION if self.preset == REAL or self.dsm else _VERSION
         content = {"synthetic": True, "made_by": "geopose.data.sample_city", "version": version}
         facts = asdict(self)
         if self.preset == EASY:

@@ -206,8 +206,8 @@ ALL_BLOCKS = tuple(
 CITIES: dict[str, CityStyle] = {s.name: s for s in (SUBURB, DOWNTOWN, DRYLAND, OLD_TOWN)}
 
 
-EASY, REAL = "easy", "real"
-PRESETS = (EASY, REAL)
+EASY, MIXED, REAL = "easy", "mixed", "real"
+PRESETS = (EASY, MIXED, REAL)
 
 
 def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> SceneParameters:
@@ -217,8 +217,9 @@ def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> Sc
         city: one of CITIES.
         index: 0 or more.
         seed: 0 or more.
-        preset: `easy`: one camera, light and look a city, the sun behind the sensor. `real`:
-            everything drawn anew for every scene, the sun anywhere.
+        preset: `easy`: one camera, light and look a city, the sun behind the sensor. `mixed`: the
+            same looks, but all cities under the same wide range of cameras. `real`: everything
+            drawn anew for every scene, the sun anywhere.
 
     Raises:
         InputError: unknown city or preset, or a negative index or seed.
@@ -235,6 +236,8 @@ def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> Sc
     rng = np.random.default_rng(stream)
     if preset == REAL:
         return real_scene(style, rng)
+    if preset == MIXED:
+        return _mixed_scene(style, rng)
     azimuth = style.azimuths_deg[int(rng.integers(len(style.azimuths_deg)))]
     return SceneParameters(
         style=style,
@@ -243,6 +246,26 @@ def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> Sc
         angle_rad=wrap_angle(math.radians(rng.uniform(*azimuth))),
         sun_elevation_rad=math.radians(rng.uniform(*style.sun_elevation_deg)),
         sun_azimuth_rad=math.radians(rng.uniform(*style.sun_azimuth_deg)),
+        haze=float(rng.uniform(*style.haze)),
+        look=Look(),
+        rng=rng,
+    )
+
+
+def _mixed_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
+    """A scene of the preset `mixed`: the city's look under any camera, the sun behind it.
+
+    Cities then differ in what stands in them and in its colours alone: what is learnt in some can
+    be asked for in another.
+    """
+    angle = float(rng.uniform(0.0, 2 * math.pi))
+    return SceneParameters(
+        style=style,
+        gsd_m=round(float(np.exp(rng.uniform(math.log(0.3), math.log(0.6)))), 4),
+        off_nadir_rad=math.asin(rng.uniform(0.15, math.sin(math.radians(36.0)))),
+        angle_rad=angle,
+        sun_elevation_rad=math.radians(rng.uniform(38.0, 66.0)),
+        sun_azimuth_rad=wrap_angle(angle + math.radians(rng.uniform(-45.0, 45.0))),
         haze=float(rng.uniform(*style.haze)),
         look=Look(),
         rng=rng,
