@@ -37,7 +37,9 @@ class Holdout:
     @property
     def mark(self) -> str:
         """Tells data sets apart: a sum of all ids and gsds, part by part."""
-        ids = [[(record.image_id, record.gsd_m) for record in part] for part in self.splits.values()]
+        ids = [
+            [(record.image_id, record.gsd_m) for record in part] for part in self.splits.values()
+        ]
         return f"{zlib.crc32(repr((self.train, ids)).encode()):08x}"
 
 
