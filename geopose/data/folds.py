@@ -82,9 +82,10 @@ def _stratified(records: Sequence[ImageRecord], fold: int, num_folds: int) -> Sp
             f"{num_folds} folds need a city with at least {num_folds} images, the largest has "
             f"{most}; use dataset.num_folds={max(most, 2)} or more images"
         )
-    validates = _stratified_numbers(cities, num_folds) == fold
-    train, valid = np.flatnonzero(~validates), np.flatnonzero(validates)
-    return [records[index] for index in train], [records[index] for index in valid]
+    numbers = _stratified_numbers(cities, num_folds)
+    train = [record for record, number in zip(records, numbers, strict=True) if number != fold]
+    valid = [record for record, number in zip(records, numbers, strict=True) if number == fold]
+    return train, valid
 
 
 def _stratified_numbers(cities: Sequence[str], num_folds: int) -> NDArray[np.int64]:
@@ -96,10 +97,10 @@ def _stratified_numbers(cities: Sequence[str], num_folds: int) -> NDArray[np.int
     codes = np.array([order.index(city) for city in cities])
     in_turn = np.sort(codes)  # dealt out to the folds: as many of a city for each as can be
     shares = [np.bincount(in_turn[k::num_folds], minlength=len(order)) for k in range(num_folds)]
-    numbers = np.empty(len(codes), np.int64)
+    numbers: NDArray[np.int64] = np.empty(len(codes), np.int64)
     generator = np.random.RandomState(FOLD_SEED)
     for code, counts in enumerate(np.transpose(shares)):
-        own = np.repeat(np.arange(num_folds), counts)
+        own: NDArray[np.int64] = np.repeat(np.arange(num_folds), counts)
         generator.shuffle(own)
         numbers[codes == code] = own
     return numbers
