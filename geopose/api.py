@@ -16,7 +16,7 @@ from geopose.distributed import local_device
 from geopose.errors import InputError
 from geopose.inference.build import build_ensemble, numerics
 from geopose.inference.config import InferenceConfig
-from geopose.inference.images.command import job_for
+from geopose.inference.images.job import job_for
 from geopose.inference.named_models import resolve_model
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict

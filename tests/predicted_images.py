@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from geopose.imagery.place.georeference import Georeference
 from geopose.imagery.rectify import Window, Windows
-from geopose.products.predicted import FROM_SENSOR, Flow, Flows, PredictedImage
+from geopose.products.flow_source import FROM_SENSOR
+from geopose.products.predicted import Flow, Flows, PredictedImage
 from tests.box_scenes import render_boxes, town
 from tests.tiny_data import smooth_rgb
 

@@ -31,6 +31,7 @@ LOADED = [
     "geopose.evaluation",
     "geopose.imagery.command",
     "geopose.inference.submission.command",
+    "geopose.inference.submission.job",
     "geopose.training.command",
     "geopose.training.fit",
 ]

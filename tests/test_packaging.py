@@ -18,7 +18,7 @@ from geopose import commands
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.errors import InputError
 from geopose.files import config_folder
-from tests.tiny_run import ENVIRONMENT, ROOT, run_script
+from tests.tiny_run import ENVIRONMENT, ROOT, run_interpreter, run_script
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCRIPTS = {
@@ -108,6 +108,15 @@ def test_commands_work_outside_of_the_repository(tmp_path: Path, function: str) 
     assert done.stdout
 
 
+@pytest.mark.parametrize("function", ["submit", "submit_ddp", "predict"])
+def test_help_does_not_wait_for_libraries(function: str) -> None:
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'matplotlib']))"
+    program = f"{hidden}; from geopose.commands import {function}; {function}()"
+    done = run_interpreter("-c", program, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
+
+
 def _without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.delitem(sys.modules, "geopose.checkpoints.formats.onnx_file", raising=False)
     for package in packages:
@@ -128,7 +137,9 @@ def test_everything_else_works_without_the_optional_packages() -> None:
         "for name in ('onnx', 'onnxruntime', 'onnxscript', 'openvino', 'pytest'):\n"
         "    sys.modules[name] = None\n"
         "import geopose.checkpoints.__main__, geopose.evaluation, geopose.convert\n"
-        "import geopose.inference.submission.command, geopose.training.fit\n"
+        "import geopose.inference.submission.job, geopose.inference.images.job\n"
+        "assert not {'albumentations', 'sklearn'} & set(sys.modules)  # for training alone\n"
+        "import geopose.training.fit\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True

@@ -8,7 +8,7 @@ an epoch goes on exactly as it would have.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from geopose import keys
-from geopose.augment.build import Augmentation
 from geopose.augment.spatial import Pixels
 from geopose.data.heights import MaskedHeights, open_agl_m
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
@@ -28,6 +27,9 @@ from geopose.data.vflow import read_vflow
 from geopose.errors import InputError
 from geopose.models.normalization import CHANNEL_ORDERS, IMAGENET, Normalization, normalize_image
 from geopose.schema.numbers import is_whole
+
+if TYPE_CHECKING:  # predictions augment nothing, and do without the packages that it needs
+    from geopose.augment.build import Augmentation
 
 _Files = tuple[Pixels, tuple[Pixels, float, float] | None]
 
@@ -67,14 +69,14 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         self,
         records: Sequence[ImageRecord],
         channel_order: str,
-        augmentation: Augmentation | None = None,
+        augmentation: "Augmentation | None" = None,
         has_targets: bool = True,
         seed: int = 0,
         repeats: int = 1,
         cache: bool = False,
         normalization: Normalization = IMAGENET,
         variances: Mapping[str, Variances] | None = None,
-        plain: Augmentation | None = None,
+        plain: "Augmentation | None" = None,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")

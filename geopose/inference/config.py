@@ -16,9 +16,9 @@ from geopose.checkpoints.remote.fetch import Source, is_url
 from geopose.errors import InputError
 from geopose.files.yaml_file import load_yaml
 from geopose.inference.engines.backends import BACKENDS, OLD_NAMES
-from geopose.inference.engines.precision import PRECISIONS
 from geopose.inference.predict.ensemble import TTA_MODES, TTA_PER_MODEL
 from geopose.inference.predict.tta import Tta
+from geopose.inference.words import PRECISIONS
 from geopose.schema.check import checked, key, section
 from geopose.schema.typed import as_typed
 

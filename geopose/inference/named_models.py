@@ -10,17 +10,15 @@ from geopose.checkpoints.remote.fetch import fetch_all, is_url
 from geopose.errors import GeoposeError, InputError
 from geopose.files.config_folder import config_folder, shipped_or_own
 from geopose.inference.config import InferenceConfig, config_of_checkpoint, load_config
+from geopose.inference.words import DEFAULT, DEMO, MODEL_NAMES
 
 logger = logging.getLogger(__name__)
 
-DEMO = "demo"
-DEFAULT = "published-2"
 _PUBLISHED = {
     DEFAULT: "fp32_0.8914_b6_rdtsc_unet_fold9_b7_unet_fold0_d4_bo1.yaml",
     "published-4": "fp32_0.8910_b7_fold0_b7_rdtsc_fold1_b6_rdtsc_fold89_bo1_d4.yaml",
     "published-9": "fp32_0.8914_b7_fold0_b7_rdtsc_fold1_b6_rdtsc_fold9_bo3_d4.yaml",
 }
-MODEL_NAMES = (*_PUBLISHED, DEMO)
 _DEMO_FILE = Path(__file__).resolve().parents[1] / "demo" / "demo.pth"
 _DEMO_IS = "a small network trained on synthetic scenes, for demonstration"
 _CONFIG_SUFFIXES = (".yaml", ".yml")

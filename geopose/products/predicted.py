@@ -10,10 +10,6 @@ from geopose.imagery.place.field import FlowField
 from geopose.imagery.place.georeference import Georeference
 from geopose.imagery.rectify import Windows
 
-FROM_MODEL = "model"
-FROM_RPC = "rpc"
-FROM_SENSOR = "sensor"
-
 
 @dataclass(frozen=True)
 class Flow:

@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 
 from geopose.cli import run_command
 from geopose.data.rgb import write_png
-from geopose.inference.images import command
+from geopose.inference.images import job
 from geopose.inference.images.command import predict
 from geopose.inference.images.tiling import Tiling
 from geopose.inference.predict.ensemble import Member
@@ -131,7 +131,7 @@ def test_tiles_see_the_ground_sampling_that_the_model_knows(
 
     monkeypatch.setattr(Member, "forward", spy)
     image = geotiff(tmp_path / "a.tif", picture(240, 160), gsd=0.1)
-    monkeypatch.setattr(command, "known_gsd", lambda _: (0.3, 0.6))
+    monkeypatch.setattr(job, "known_gsd", lambda _: (0.3, 0.6))
     assert run(image, *small(model, tmp_path / "out", "--products", "agl,vflow,magnitude")) == 0
     zoom = 0.1 / seen[0][1]
     assert seen[0][1] == pytest.approx(0.3)

@@ -26,10 +26,12 @@ TRAININGS = (
     "scheduler=cos loss=huber_cos train=light_768 train.epochs=250 train.show=False "
     "train.loaders.train.num_workers=10 batch_size=4 dataset.fold=0 seed=555",
 )
-# What a CPU cannot do in a test: many epochs of 768 px crops by a B6 or B7 encoder, and 20 workers.
+# What a CPU cannot do in a test: many epochs of 768 px crops by a B6 or B7 encoder and a decoder as
+# wide, whose checkpoints are of a gigabyte, and 20 workers.
 SMALLER = (
     "train.epochs=1 train.crop_size=64 train.loaders.train.num_workers=0 "
-    "model.encoder._target_=pytorch_toolbelt.modules.encoders.TimmB0Encoder"
+    "model.encoder._target_=pytorch_toolbelt.modules.encoders.TimmB0Encoder "
+    "model.decoder.channels="
 )
 
 
@@ -80,10 +82,14 @@ def test_the_shipped_ensembles_predict(
     assert archives[0] == archives[1]
 
 
-@pytest.mark.parametrize("line", TRAININGS, ids=["b6", "b7"])
-def test_the_published_trainings_run(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "channels"),
+    zip(TRAININGS, ("[16,24,32]", "[12,16,24,32]"), strict=True),
+    ids=["b6", "b7"],
+)
+def test_the_published_trainings_run(tmp_path: Path, line: str, channels: str) -> None:
     data = write_data_dir(tmp_path / "data", ["ABC", "DEF"] * 10)
-    done = shell(f"{line} {SMALLER}", tmp_path, **{VARIABLE: data})
+    done = shell(f"{line} {SMALLER}{channels}", tmp_path, **{VARIABLE: data})
     assert done.returncode == 0, done.stderr[-2000:]
     (run,) = (tmp_path / "runs").iterdir()
     slug, fold = re.findall(r"model=(\w+).*dataset\.fold=(\d)", line)[0]

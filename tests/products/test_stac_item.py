@@ -13,7 +13,8 @@ from geopose.imagery.files.raster import open_raster
 from geopose.imagery.map import MapLayout
 from geopose.imagery.place.flow import map_flow, sensor_direction
 from geopose.imagery.place.georeference import Georeference
-from geopose.products.predicted import FROM_MODEL, FROM_RPC, Flow, Flows, PredictedImage
+from geopose.products.flow_source import FROM_MODEL, FROM_RPC
+from geopose.products.predicted import Flow, Flows, PredictedImage
 from geopose.products.where import footprint
 from geopose.products.write import ProductOptions, write_products
 from tests.made_up_rpc import LAT, LON, made_up_rpc

@@ -13,7 +13,7 @@ from tests.tiny_run import ENVIRONMENT
 PROGRAM = """
 import geopose.training.fit, sys
 found = sorted(sys.modules)
-import geopose.inference.submission.command, geopose.evaluation
+import geopose.inference.submission.job, geopose.evaluation
 import geopose.checkpoints.export, geopose.checkpoints.formats.onnx_file
 import onnxruntime
 onnxruntime.SessionOptions()
@@ -37,7 +37,9 @@ def test_training_brings_in_nothing_else_and_an_empty_home_stays_empty(tmp_path:
     (tmp_path / "home").mkdir()
     (tmp_path / "work").mkdir()
     found = run(PROGRAM, tmp_path / "work", HOME=str(tmp_path / "home"))
-    assert not [name for name in ("onnxruntime", "mlflow", "wandb") if f"'{name}'" in found]
+    assert not [
+        name for name in ("onnxruntime", "sklearn", "mlflow", "wandb") if f"'{name}'" in found
+    ]
     assert "'catalyst'" in found
     cache = tmp_path / "home/.cache/torch/hub/checkpoints"
     left = [path for path in tmp_path.rglob("*") if path.is_file() and cache not in path.parents]

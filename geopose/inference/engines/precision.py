@@ -4,13 +4,11 @@ import logging
 
 import torch
 
+from geopose.inference.words import AUTO, BF16, FP16, FP32, TF32
 from geopose.system.devices import has_native_bf16
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-FP32, TF32, BF16, FP16 = "fp32", "tf32", "bf16", "fp16"
-PRECISIONS = (AUTO, FP32, TF32, BF16, FP16)
 _TYPES = {BF16: torch.bfloat16, FP16: torch.float16}
 
 

@@ -15,10 +15,9 @@ from geopose.errors import InputError
 from geopose.geometry import angle_difference, angle_to_vector, vector_to_angle
 from geopose.imagery.place.flow import FlowField, SensorFlow
 from geopose.inference.images.tiling import Tiling
-from geopose.products.predicted import FROM_MODEL, FROM_RPC, FROM_SENSOR, Flow, Flows
+from geopose.products.flow_source import FROM_MODEL, FROM_RPC, FROM_SENSOR
+from geopose.products.predicted import Flow, Flows
 
-AUTO = "auto"
-CHOICES = (AUTO, FROM_MODEL, FROM_RPC)
 # Of the longer vector's length. The authors of the challenge's baseline give mean errors of 8 to 15
 # degrees, 0.14 to 0.26 of a length; beyond this even a good model is wrong.
 USUAL_MISS = 0.4
@@ -77,7 +76,7 @@ def choose(
         tiles: of the image, those with data.
         sensor: None = unknown.
         from_angles: whether it is by the sensor's angles, not by RPCs.
-        wanted: one of `CHOICES`.
+        wanted: one of `FLOW_CHOICES`.
         tiling: of the image.
         local: also the flow of each tile.
 

@@ -1,6 +1,5 @@
 """Which products a run makes of its images, and the page of all in the end."""
 
-import argparse
 import logging
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -66,18 +65,8 @@ class ProductChoice:
         return folder / INDEX, f"{count}, page"
 
 
-def add_product_options(parser: argparse.ArgumentParser) -> None:
-    """`--products` and what goes with it."""
-    add = parser.add_argument_group("products").add_argument
-    add("--products", default="all", metavar="LIST", help=f"of {','.join(selection.NAMES)}, or "
-        "all that an image allows (default)")  # fmt: skip
-    add("--uint16-cm", action="store_true", help="heights as whole centimetres, 65535 = no data, "
-        "as the challenge's archive holds them (default: float32 metres)")  # fmt: skip
-    add("--map", metavar="utm|EPSG:N", help="write <rectified product>_MAP.tif in this system, too")
-
-
 def product_choice(arguments: Namespace) -> ProductChoice:
-    """What `add_product_options` and `--ground-height` said.
+    """What the options of products and `--ground-height` said.
 
     Raises:
         InputError: an unknown product or CRS, or a map without what it needs.

@@ -17,6 +17,7 @@ from torch import Tensor
 from geopose import keys
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, SYMMETRY, Symmetry, vector_to_angle
+from geopose.inference.words import TTA_NAMES
 
 GMEAN = "-gmean"
 ZOOM_STEP_PX = 256  # `ms`: the longer side becomes this much shorter and longer
@@ -210,7 +211,7 @@ def _views(names: tuple[str, ...]) -> tuple[View, ...]:
 
 
 _MS = (0, -ZOOM_STEP_PX, ZOOM_STEP_PX)
-_VIEWS: dict[str | None, tuple[View, ...]] = {
+_VIEWS: dict[str | None, tuple[View, ...]] = {  # of every one of TTA_NAMES
     None: (View(),),
     "fliplr": _views(("identity", "fliplr")),
     "flips": _views(("identity", "fliplr", "flipud")),
@@ -219,7 +220,6 @@ _VIEWS: dict[str | None, tuple[View, ...]] = {
     "ms": tuple(View(step_px=step) for step in _MS),
     "d4-ms": tuple(View(symmetry, step) for step in _MS for symmetry in SYMMETRIES),
 }
-TTA_NAMES = tuple(_VIEWS)
 
 
 @dataclass(frozen=True)
