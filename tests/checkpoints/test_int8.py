@@ -238,6 +238,15 @@ def test_a_network_is_quantised_or_says_where_not(name, tmp_path, caplog) -> Non
     for layer in left:
         assert readable(layer) in caplog.text
     assert len(not_in_8_bits(found.graph)) < len(not_in_8_bits(heads.graph))
+    assert all(map(_has_its_zero_in_the_middle, found.graph.get_ops()))
+
+
+def _has_its_zero_in_the_middle(node) -> bool:
+    """Whether a rounding, if a node is one, is to as much below zero as above, or nothing below."""
+    if node.get_type_name() != "FakeQuantize":
+        return True
+    low, high = (node.input_value(n).get_node().get_data() for n in (1, 2))
+    return bool(np.all((low == 0) | np.isclose(-low, high, rtol=0.02)))
 
 
 def test_calibration_takes_every_city_in_turn(tmp_path: Path) -> None:
