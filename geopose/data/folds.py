@@ -9,9 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from geopose.data.layout import ImageRecord
 from geopose.errors import InputError
 from geopose.schema.numbers import is_whole
@@ -82,28 +79,13 @@ def _stratified(records: Sequence[ImageRecord], fold: int, num_folds: int) -> Sp
             f"{num_folds} folds need a city with at least {num_folds} images, the largest has "
             f"{most}; use dataset.num_folds={max(most, 2)} or more images"
         )
-    numbers = _stratified_numbers(cities, num_folds)
-    train = [record for record, number in zip(records, numbers, strict=True) if number != fold]
-    valid = [record for record, number in zip(records, numbers, strict=True) if number == fold]
-    return train, valid
+    from sklearn.model_selection import StratifiedKFold  # here, as importing it takes a second
 
-
-def _stratified_numbers(cities: Sequence[str], num_folds: int) -> NDArray[np.int64]:
-    """The fold of every image, as scikit-learn's StratifiedKFold draws them.
-
-    Drawn here, as importing scikit-learn takes every process of a training a second.
-    """
-    order = list(dict.fromkeys(cities))
-    codes = np.array([order.index(city) for city in cities])
-    in_turn = np.sort(codes)  # dealt out to the folds: as many of a city for each as can be
-    shares = [np.bincount(in_turn[k::num_folds], minlength=len(order)) for k in range(num_folds)]
-    numbers: NDArray[np.int64] = np.empty(len(codes), np.int64)
-    generator = np.random.RandomState(FOLD_SEED)
-    for code, counts in enumerate(np.transpose(shares)):
-        own: NDArray[np.int64] = np.repeat(np.arange(num_folds), counts)
-        generator.shuffle(own)
-        numbers[codes == code] = own
-    return numbers
+    folds = StratifiedKFold(num_folds, shuffle=True, random_state=FOLD_SEED)
+    with warnings.catch_warnings():  # a city with fewer images than folds is in some folds only
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        train, valid = list(folds.split(cities, cities))[fold]
+    return [records[index] for index in train], [records[index] for index in valid]
 
 
 def _by_place(
@@ -120,7 +102,7 @@ def _by_place(
             f"images, there are {count} places of {len(records)} images; use a smaller "
             "dataset.num_folds"
         )
-    from sklearn.model_selection import StratifiedGroupKFold  # here, as it takes a second
+    from sklearn.model_selection import StratifiedGroupKFold  # likewise
 
     folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=FOLD_SEED)
     with warnings.catch_warnings():
