@@ -248,14 +248,7 @@ def _add_calibrate(commands: Any, parents: list[argparse.ArgumentParser]) -> Non
     calibrate.set_defaults(run=_calibrate)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m geopose.checkpoints",
-        description="Fetch, describe, average, export, calibrate and quantise checkpoint files. "
-        "FILE is a path or URL.",
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
+def _add_fetch(commands: Any) -> None:
     fetch = commands.add_parser(
         "fetch",
         help="download what configs name, so that a machine can be taken offline",
@@ -265,32 +258,20 @@ def _parser() -> ArgumentParser:
     fetch.add_argument("what", nargs="+", metavar="CONFIG | URL", help="inference config, or URL")
     fetch.set_defaults(run=_fetch)
 
-    network = ArgumentParser(add_help=False)
-    network.add_argument(
-        "--model",
-        type=Path,
-        metavar="YAML",
-        help="the network of files that hold weights alone, such as configs/model/b7_unet.yaml",
-    )
-    network.add_argument(
-        "--channel-order",
-        choices=CHANNEL_ORDERS,
-        help="what that network reads, if not what the YAML says (bgr if it says nothing)",
-    )
 
+def _add_info(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     info = commands.add_parser(
         "info",
-        parents=[network],
+        parents=parents,
         help="what a file is: network, fold, epoch, scores, hash",
     )
     info.add_argument("files", nargs="+", metavar="FILE")
     info.set_defaults(run=_info)
 
-    force = ArgumentParser(add_help=False)
-    force.add_argument("--force", action="store_true", help="overwrite a file that is there")
 
+def _add_average(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     average = commands.add_parser(
-        "average", parents=[network, force], help="mean weights of several files of one network"
+        "average", parents=parents, help="mean weights of several files of one network"
     )
     average.add_argument("files", nargs="+", metavar="FILE")
     average.add_argument(
@@ -298,9 +279,11 @@ def _parser() -> ArgumentParser:
     )
     average.set_defaults(run=_average)
 
+
+def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     export = commands.add_parser(
         "export",
-        parents=[network, force],
+        parents=parents,
         help="the network alone, without what training left in the file",
     )
     export.add_argument("file", metavar="FILE")
@@ -320,8 +303,37 @@ def _parser() -> ArgumentParser:
     )
     export.set_defaults(run=_export)
 
-    _add_calibrate(commands, [network, force])
-    _add_quantize(commands, [network, force])
+
+def _network_options() -> ArgumentParser:
+    """Of every command that reads a network."""
+    network = ArgumentParser(add_help=False)
+    network.add_argument(
+        "--model",
+        type=Path,
+        metavar="YAML",
+        help="the network of files that hold weights alone, such as configs/model/b7_unet.yaml",
+    )
+    network.add_argument(
+        "--channel-order",
+        choices=CHANNEL_ORDERS,
+        help="what that network reads, if not what the YAML says (bgr if it says nothing)",
+    )
+    return network
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m geopose.checkpoints",
+        description="Fetch, describe, average, export, calibrate and quantise checkpoint files. "
+        "FILE is a path or URL.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    network, force = _network_options(), ArgumentParser(add_help=False)
+    force.add_argument("--force", action="store_true", help="overwrite a file that is there")
+    _add_fetch(commands)
+    _add_info(commands, [network])
+    for add in (_add_average, _add_export, _add_calibrate, _add_quantize):
+        add(commands, [network, force])
     return parser
 
 
