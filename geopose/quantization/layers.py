@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from geopose.inference.engines.openvino_engine import HeadsGraph
-from geopose.models.exportable import INPUTS
 
 _KINDS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 _NO_OPERATION = ("Parameter", "Constant", "Result")
@@ -25,18 +24,18 @@ def layers_of(graph: Any) -> list[Any]:
 def digits(heads: HeadsGraph) -> list[str]:
     """The operations that decide about digits, by OpenVINO's name.
 
-    Those are the last layer before each result and whatever comes after it, all that nothing but
-    the direction, the scale or the flow follows from, and the layer that takes the ground sampling
+    Those are the first layers behind the image, whose rounding all that follows would carry on;
+    the last layer before each result and whatever comes after it; all that nothing but the
+    direction, the scale or the flow follows from; and the layer that takes the ground sampling
     beside maps of another range. Whether an operation has weights makes no difference: a mean of
     maps that were rounded to 8 bits before is another direction.
     """
     graph = heads.graph
     results = dict(zip(heads.given, graph.get_results(), strict=True))
     to_maps = {x.get_name() for x in _reach([results[n] for n in _MAPS if n in results], _before)}
-    gsd = [p for p in graph.get_parameters() if INPUTS[1] in p.get_output_tensor(0).get_names()]
     kept = [node for node in graph.get_ops() if node.get_name() not in to_maps]
     kept += _reach(results.values(), _before, _is_layer)
-    kept += _reach(gsd, _after, _is_layer)
+    kept += _reach(graph.get_parameters(), _after, _is_layer)  # of the image and of its gsd
     return sorted({x.get_friendly_name() for x in kept if x.get_type_name() not in _NO_OPERATION})
 
 

@@ -45,9 +45,13 @@ def quantize(heads: HeadsGraph, calibration: Calibration, source: str) -> HeadsG
                 # from its fastest convolutions, and from transposed ones in 8 bits at all.
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 # The defaults cost up to six times the error in the flow: half of the range of the
-                # first weights, for processors without VNNI, and new biases, which are off.
+                # first weights, for processors without VNNI, and new biases, which are off. Ranges
+                # of maps hold every value that was seen: what a mean over images would cut off are
+                # the tallest buildings.
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    overflow_fix=nncf.OverflowFix.DISABLE, disable_bias_correction=True
+                    overflow_fix=nncf.OverflowFix.DISABLE,
+                    disable_bias_correction=True,
+                    activations_range_estimator_params=_ranges().MINMAX,
                 ),
             )
         except GeoposeError:
@@ -56,6 +60,12 @@ def quantize(heads: HeadsGraph, calibration: Calibration, source: str) -> HeadsG
             raise RunError(f"{source}: NNCF cannot quantise it ({one_line(error, 200)})") from error
     _say_float(graph, kept, source)
     return replace(heads, graph=graph)
+
+
+def _ranges() -> Any:
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    return RangeEstimatorParametersSet
 
 
 def _say_float(graph: Any, kept: list[str], source: str) -> None:
