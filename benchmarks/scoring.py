@@ -15,7 +15,7 @@ from geopose.data.layout import ImageRecord
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.geometry import angle_difference
-from geopose.inference.predict.ensemble import Member, PoseEnsemble
+from geopose.inference.predict.ensemble import Member
 from geopose.inference.predict.tta import Tta
 from geopose.metrics import ScoreAccumulator
 from geopose.output.preview import Pose
@@ -53,13 +53,12 @@ def predict(
         tta: as in an inference config.
         device: where the network computes.
     """
-    member = Member(load_model(checkpoint)).eval().to(device)
-    ensemble = PoseEnsemble([member], Tta.from_name(tta), device=torch.device(device)).eval()
+    member, mean = Member(load_model(checkpoint)).eval().to(device), Tta.from_name(tta)
     for view in views:
         image = torch.from_numpy(np.ascontiguousarray(view.rgb.transpose(2, 0, 1)))[None]
         gsd_m = torch.tensor([[view.gsd_m]])
         with torch.inference_mode():
-            said = ensemble(image.to(device), gsd_m.to(device))
+            said = mean(member, image.to(device), gsd_m.to(device))
         agl_m = said.agl_m[0, 0].float().cpu().numpy()
         yield view, Pose(agl_m, float(said.scale_px_per_m), float(said.angle_rad))
 

@@ -19,7 +19,7 @@ from geopose.inference.engines.engine import Engine
 from geopose.inference.engines.folding import folded
 from geopose.inference.engines.int8_engine import Int8Network
 from geopose.inference.engines.precision import BF16, FP16, TF32, resolve_precision
-from geopose.inference.predict.ensemble import Member, PoseEnsemble, common_gsd
+from geopose.inference.predict.ensemble import Member, PoseEnsemble
 from geopose.inference.predict.tta import Tta
 from geopose.system.devices import allow_tf32, has_int8_sums
 from geopose.system.memory import keep_freed_memory
@@ -60,12 +60,20 @@ def load_engine(path: Path, given: GivenNetwork | None = None) -> LoadedModel:
 
 
 def known_gsd(config: InferenceConfig) -> tuple[float, float] | None:
-    """What `common_gsd` says of the models of a config.
+    """(finest, coarsest) ground sampling, metres per pixel, that all models of a config know.
+
+    Where they have nothing in common, from the finest of any to the coarsest; None = unknown.
 
     Raises:
         InputError: a checkpoint that cannot be used.
     """
-    return common_gsd(load_entry(entry).gsd_range_m for entry in config.models)
+    ranges = [r for e in config.models if (r := load_entry(e).gsd_range_m) is not None]
+    if not ranges:
+        return None
+    finest, coarsest = max(r[0] for r in ranges), min(r[1] for r in ranges)
+    if finest > coarsest:
+        finest, coarsest = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    return finest, coarsest
 
 
 def build_ensemble(config: InferenceConfig, device: torch.device, pixels: int = 0) -> PoseEnsemble:

@@ -20,7 +20,6 @@ _PUBLISHED = {
     "published-9": "fp32_0.8914_b7_fold0_b7_rdtsc_fold1_b6_rdtsc_fold9_bo3_d4.yaml",
 }
 _DEMO_FILE = Path(__file__).resolve().parents[1] / "demo" / "demo.pth"
-_DEMO_TTA = "d4-ms"  # its directions on real views: 22 degrees off, 34 with d4 (docs/benchmarks.md)
 _DEMO_IS = "a small network trained on synthetic scenes, for demonstration"
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 # Where nobody asked for a download, a machine without a network must not wait for one.
@@ -37,8 +36,8 @@ def resolve_model(name: str | None = None, overrides: Sequence[str] = ()) -> Inf
     Args:
         name: what the user said; None = `DEFAULT`.
         overrides: `key=value` of an inference config, such as `ensemble.tta=null` or
-            `inference.precision=fp32`; they win over what the model says. A checkpoint by itself
-            is averaged over the 8 views of d4, the demo over the 24 of d4-ms.
+            `inference.precision=fp32`; they win over what the model says. A checkpoint by itself,
+            and the demo, are averaged over the 8 views of d4.
 
     Returns:
         A config; its `submission_dir` means nothing where predictions go elsewhere.
@@ -98,5 +97,4 @@ def _shipped(name: str, overrides: Sequence[str]) -> InferenceConfig:
     if name != DEMO:
         return load_config(config_folder() / "inference" / _PUBLISHED[name], overrides)
     logger.warning("%s: %s", DEMO, _DEMO_IS)
-    config = config_of_checkpoint(str(_DEMO_FILE), overrides, _DEMO_TTA)
-    return replace(config, source=Path(DEMO))
+    return replace(config_of_checkpoint(str(_DEMO_FILE), overrides), source=Path(DEMO))

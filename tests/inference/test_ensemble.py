@@ -39,28 +39,6 @@ def random_image(height: int = 7, width: int = 10) -> Tensor:
 GSD = torch.tensor([[0.25], [0.5]])
 
 
-@pytest.mark.parametrize(
-    ("gsd_m", "zooms"),
-    [
-        (0.5, [1.0, 0.75, 1.25]),  # the whole step either way
-        (0.7, [1.0, 0.7 / 0.75, 1.25]),  # out to 0.75 m and no further
-        (0.32, [1.0, 0.75, 0.32 / 0.3]),
-        (0.9, [1.0, 1.0, 1.25]),  # beyond what is known: only towards it
-    ],
-)
-def test_zoomed_views_stay_within_the_gsds_that_all_models_know(gsd_m, zooms):
-    """A network may answer anything to a gsd that it never saw."""
-    known = [(0.3, 0.8), None, (0.2, 0.75)]
-    members = [member() for _ in known]
-    seen: list[float] = []
-    for one, gsd_range in zip(members, known, strict=True):
-        one.gsd_range_m = gsd_range
-        one.model.register_forward_pre_hook(lambda _, given: seen.append(given[1].item()))
-    image = torch.zeros(1, 3, 512, 1024, dtype=torch.uint8)
-    PoseEnsemble(members, Tta.from_name("ms"))(image, torch.tensor([[gsd_m]]))
-    assert seen == pytest.approx([gsd_m / zoom for zoom in zooms] * 3, rel=2e-3)
-
-
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_a_member_gets_exactly_what_it_was_trained_on(order):
     image = random_image()

@@ -5,7 +5,7 @@ the same 8-bit RGB image and makes its own input from it. The views of an image 
 shown to all members; as many go through a member at a time as the device's memory holds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,23 +41,6 @@ def check_tta_mode(name: object) -> None:
     if name not in TTA_MODES:
         known = ", ".join(TTA_MODES)
         raise InputError(f"ensemble.tta_mode: unknown value {name!r}, use one of {known}")
-
-
-def common_gsd(ranges: Iterable[tuple[float, float] | None]) -> tuple[float, float] | None:
-    """(finest, coarsest) ground sampling, metres per pixel, that all models know.
-
-    Where they have nothing in common, from the finest of any to the coarsest.
-
-    Args:
-        ranges: of each model; None = unknown, and so is the result if it is of all.
-    """
-    known = [each for each in ranges if each is not None]
-    if not known:
-        return None
-    finest, coarsest = max(r[0] for r in known), min(r[1] for r in known)
-    if finest > coarsest:
-        finest, coarsest = min(r[0] for r in known), max(r[1] for r in known)
-    return finest, coarsest
 
 
 def held_bytes(tta: Tta, tta_mode: str, shape: torch.Size) -> int:
@@ -193,8 +176,6 @@ class PoseEnsemble(nn.Module):
         tta_mode: "model" (views of a model, then models) or "ensemble" (models of a view, then
             views). Directions are normalised before either mean.
         device: where members compute; they may wait on the host.
-
-    Zoomed views stay within the gsds that the members know (`common_gsd`).
     """
 
     def __init__(
@@ -211,7 +192,6 @@ class PoseEnsemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.tta = tta
         self.tta_mode = tta_mode
-        self._gsd_range_m = common_gsd(getattr(m, "gsd_range_m", None) for m in members)
         self._offload = WeightOffload(self.members, device or torch.device("cpu"))
         self._batches = [ViewBatches(member, self._offload) for member in members]
 
@@ -255,11 +235,10 @@ class PoseEnsemble(nn.Module):
         on_run: Callable[[], None],
         spread: HeightSpread | None,
     ) -> Prediction:
-        looks = [view.look(image, gsd_m, self._gsd_range_m) for view in self.tta.views]
+        looks = [view.look(image, gsd_m) for view in self.tta.views]
 
         def back(view: int, prediction: Prediction) -> Prediction:
-            zoom = looks[view].zoom
-            found = self.tta.views[view].bring_back(prediction, image.shape[-2:], zoom)
+            found = self.tta.views[view].bring_back(prediction, image.shape[-2:])
             if spread is not None:
                 spread.add(found.agl_m)
             on_run()

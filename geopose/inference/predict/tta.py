@@ -6,7 +6,6 @@ direction is a unit vector moved as any image vector and averaged as a vector, n
 Predictions are summed as they come, so of the views only the images are all in memory at once.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -151,14 +150,10 @@ class HeightSpread:
 
 @dataclass(frozen=True)
 class Look:
-    """What one view shows a model: the moved image (any type, N x 3 x h x w) and its gsd, N x 1.
-
-    `zoom` is the pixels of its side for one of the image as given.
-    """
+    """What one view shows a model: the moved image (any type, N x 3 x h x w) and its gsd, N x 1."""
 
     image: Tensor
     gsd_m: Tensor
-    zoom: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -168,24 +163,14 @@ class View:
     symmetry: Symmetry = SYMMETRY["identity"]
     step_px: int = 0
 
-    def look(
-        self, image: Tensor, gsd_m: Tensor, gsd_range_m: tuple[float, float] | None = None
-    ) -> Look:
-        """The image and gsd of this view: zooming by s makes gsd / s of gsd.
-
-        Args:
-            image: N x 3 x H x W.
-            gsd_m: N x 1, metres per pixel.
-            gsd_range_m: least and largest gsd that the models know. A zoom goes as far as these:
-                networks answer anything, heights of kilometres even, to a gsd that they never saw.
-        """
-        zoom = 1.0
+    def look(self, image: Tensor, gsd_m: Tensor) -> Look:
+        """The image and gsd of this view: zooming by s makes gsd / s of gsd."""
         if self.step_px:
-            size, zoom = self._zoomed(image.shape[-2:], _zooms(gsd_m, gsd_range_m))
+            size, zoom = self._zoomed(image.shape[-2:])
             image, gsd_m = _resize(image.float(), size), gsd_m / zoom
-        return Look(self.symmetry.apply_torch(image).contiguous(), gsd_m, zoom)
+        return Look(self.symmetry.apply_torch(image).contiguous(), gsd_m)
 
-    def bring_back(self, prediction: Prediction, size: torch.Size, zoom: float) -> Prediction:
+    def bring_back(self, prediction: Prediction, size: torch.Size) -> Prediction:
         """A prediction for `look`'s image, moved back to the image of `size` (H, W) as given."""
         back = self.symmetry.inverse
         found = prediction._replace(
@@ -195,6 +180,7 @@ class View:
         )
         if not self.step_px:
             return found
+        _, zoom = self._zoomed(size)
         return found._replace(
             agl_m=_resize(found.agl_m, size),
             magnitude_px=_resize(found.magnitude_px, size) / zoom,
@@ -204,27 +190,15 @@ class View:
     def predict(self, predictor: Predictor, image: Tensor, gsd_m: Tensor) -> Prediction:
         """Prediction of this view, moved back to the image as given."""
         look = self.look(image, gsd_m)
-        return self.bring_back(predictor(look.image, look.gsd_m), image.shape[-2:], look.zoom)
+        return self.bring_back(predictor(look.image, look.gsd_m), image.shape[-2:])
 
-    def _zoomed(
-        self, size: Sequence[int], zooms: tuple[float, float]
-    ) -> tuple[tuple[int, int], float]:
+    def _zoomed(self, size: Sequence[int]) -> tuple[tuple[int, int], float]:
         """(height, width) of the zoomed image, and the zoom that whole pixels make of it."""
         height, width = size
         longer = max(height, width)
-        least, most = zooms
-        wanted = min(max(least, (longer + self.step_px) / longer), most)
+        wanted = max(SMALLEST_ZOOM, (longer + self.step_px) / longer)
         rows, columns = max(1, round(height * wanted)), max(1, round(width * wanted))
         return (rows, columns), (rows * columns / (height * width)) ** 0.5
-
-
-def _zooms(gsd_m: Tensor, gsd_range_m: tuple[float, float] | None) -> tuple[float, float]:
-    """Least and largest zoom of a batch, 1 always among them."""
-    if gsd_range_m is None:
-        return SMALLEST_ZOOM, math.inf
-    least, largest = gsd_range_m
-    out, into = float(gsd_m.max()) / largest, float(gsd_m.min()) / least
-    return max(SMALLEST_ZOOM, min(out, 1.0)), max(into, 1.0)
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
