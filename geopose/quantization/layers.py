@@ -10,6 +10,7 @@ from typing import Any
 from geopose.inference.engines.openvino_engine import HeadsGraph
 
 _KINDS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
+_WIDE = 32  # planes, of which a matrix unit takes 64 in 8 bits, and 32 in 16, at a time
 _NO_OPERATION = ("Parameter", "Constant", "Result")
 _8_BITS = ("i8", "u8")
 _MAPS = ("agl", "magnitude")  # heads whose results are maps of heights and flow lengths
@@ -24,10 +25,11 @@ def layers_of(graph: Any) -> list[Any]:
 def digits(heads: HeadsGraph) -> list[str]:
     """The operations that decide about digits, by OpenVINO's name.
 
-    Those are the first layers behind the image, whose rounding all that follows would carry on;
-    the last layer before each result and whatever comes after it; all that nothing but the
-    direction, the scale or the flow follows from; and the layer that takes the ground sampling
-    beside maps of another range. Whether an operation has weights makes no difference: a mean of
+    Those are the first layers behind the image and narrow ones, whose rounding all that follows
+    would carry on and which 8 bits hardly make faster; the last layer before each result and
+    whatever comes after it; all that nothing but the direction, the scale or the flow follows from;
+    and the layer that takes the ground sampling beside maps of another range. Whether an operation
+    has weights makes no difference: a mean of
     maps that were rounded to 8 bits before is another direction.
     """
     graph = heads.graph
@@ -36,6 +38,7 @@ def digits(heads: HeadsGraph) -> list[str]:
     kept = [node for node in graph.get_ops() if node.get_name() not in to_maps]
     kept += _reach(results.values(), _before, _is_layer)
     kept += _reach(graph.get_parameters(), _after, _is_layer)  # of the image and of its gsd
+    kept += [node for node in graph.get_ops() if _is_narrow(node)]
     return sorted({x.get_friendly_name() for x in kept if x.get_type_name() not in _NO_OPERATION})
 
 
@@ -52,6 +55,13 @@ def readable(name: str) -> str:
 
 def _is_layer(node: Any) -> bool:
     return node.get_type_name() in _KINDS
+
+
+def _is_narrow(node: Any) -> bool:
+    """Whether a convolution takes fewer planes than a matrix unit takes values at a time."""
+    if node.get_type_name() != "Convolution":
+        return False
+    return int(node.input(1).get_partial_shape()[1].get_length()) < _WIDE
 
 
 def _before(node: Any) -> Iterator[Any]:
