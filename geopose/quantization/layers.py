@@ -29,8 +29,8 @@ def digits(heads: HeadsGraph) -> list[str]:
     would carry on and which 8 bits hardly make faster; the last layer before each result and
     whatever comes after it; all that nothing but the direction, the scale or the flow follows from;
     and the layer that takes the ground sampling beside maps of another range. Whether an operation
-    has weights makes no difference: a mean of
-    maps that were rounded to 8 bits before is another direction.
+    has weights makes no difference: a mean of maps that were rounded to 8 bits before is another
+    direction.
     """
     graph = heads.graph
     results = dict(zip(heads.given, graph.get_results(), strict=True))
