@@ -15,9 +15,7 @@ from benchmarks.recipe.plan import Plan, plan_for, seconds_a_crop, short_plan, s
 from benchmarks.recipe.table import COLUMNS, SPEED_COLUMNS, append, key_of, read_rows
 from benchmarks.recipe.terms import Book, Recipe, mark_of, network, value_of, write_network
 from benchmarks.scoring import Figures, predict, read_views
-from geopose.data.layouts.challenge import METADATA_CSV
 from geopose.errors import RunError
-from geopose.sample_city.writer import MARKER
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -82,14 +80,10 @@ def say(text: str) -> None:
 
 
 def make_data(data_dir: Path) -> None:
-    """Renders the scenes if there is no data set yet, or completes them.
-
-    Raises:
-        RunError: there are scenes of another preset or size, of an earlier comparison.
-    """
-    if (data_dir / METADATA_CSV).is_file() and not (data_dir / MARKER).is_file():
-        return  # somebody's own
-    say(f"rendering what is missing of the scenes in {data_dir}")
+    """Renders the scenes if there is no data set yet."""
+    if (data_dir / "geopose_train.csv").is_file():
+        return
+    say(f"rendering scenes into {data_dir}")
     call(["-m", "geopose.sample_city", "--out", str(data_dir.resolve()), *SCENES])
     call(["convert_j2k.py", "--data-dir", str(data_dir.resolve())])
 

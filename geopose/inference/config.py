@@ -18,9 +18,9 @@ from geopose.files.yaml_file import load_yaml
 from geopose.inference.engines.backends import BACKENDS, OLD_NAMES
 from geopose.inference.predict.ensemble import TTA_MODES, TTA_PER_MODEL
 from geopose.inference.predict.tta import Tta
-from geopose.inference.words import PRECISIONS
 from geopose.schema.check import checked, key, section
 from geopose.schema.typed import as_typed
+from geopose.words import PRECISIONS
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 _Config = DictConfig | ListConfig

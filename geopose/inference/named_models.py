@@ -10,7 +10,7 @@ from geopose.checkpoints.remote.fetch import fetch_all, is_url
 from geopose.errors import GeoposeError, InputError
 from geopose.files.config_folder import config_folder, shipped_or_own
 from geopose.inference.config import InferenceConfig, config_of_checkpoint, load_config
-from geopose.inference.words import DEFAULT, DEMO, MODEL_NAMES
+from geopose.words import DEFAULT, DEMO, MODEL_NAMES
 
 logger = logging.getLogger(__name__)
 

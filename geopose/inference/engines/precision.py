@@ -4,8 +4,8 @@ import logging
 
 import torch
 
-from geopose.inference.words import AUTO, BF16, FP16, FP32, TF32
 from geopose.system.devices import has_native_bf16
+from geopose.words import AUTO, BF16, FP16, FP32, TF32
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from geopose.imagery.map import parse_ground
 from geopose.inference.build import known_gsd
 from geopose.inference.config import InferenceConfig
 from geopose.inference.dry_run import dry_run
-from geopose.inference.images.command import build_parser
 from geopose.inference.images.found import find_images
 from geopose.inference.images.leader import ImagesJob
+from geopose.inference.images.options import build_parser
 from geopose.inference.images.products import product_choice
 from geopose.inference.images.source import ImageOptions
 from geopose.inference.named_models import in_words, resolve_model

@@ -17,7 +17,7 @@ from torch import Tensor
 from geopose import keys
 from geopose.errors import InputError
 from geopose.geometry import SYMMETRIES, SYMMETRY, Symmetry, vector_to_angle
-from geopose.inference.words import TTA_NAMES
+from geopose.words import TTA_NAMES
 
 GMEAN = "-gmean"
 ZOOM_STEP_PX = 256  # `ms`: the longer side becomes this much shorter and longer
