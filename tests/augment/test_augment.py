@@ -337,7 +337,8 @@ def test_inputs_are_not_written_to() -> None:
     sample.agl_m.setflags(write=False)
     for level in LEVELS:
         for crop_size in (None, 48):
-            build_augmentation(level, crop_size, 2 if crop_size is None else 1)(*sample)
+            made = build_augmentation(level, crop_size, 2 if crop_size is None else 1)(*sample)
+            assert made.image.shape == ((crop_size or 40), (crop_size or 40), 3)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ def test_a_fork_does_not_keep_the_lock(tmp_path: Path) -> None:
         os._exit(0)
     os.waitpid(parent, 0)
     os.read(ready[0], 1)
-    FolderLock(tmp_path, "x").give_up()
+    lock = FolderLock(tmp_path, "x")
+    assert [*tmp_path.iterdir()], "taken while the child of the former owner lives"
+    lock.give_up()
     os.write(go[1], b"1")
 
 

@@ -389,7 +389,8 @@ def test_weights_that_follow_are_never_looked_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         timm_models, "_find_weights", lambda name: pytest.fail(f"looked for {name}")
     )
-    build_model(tiny_config(encoder={"pretrained": True}), load_pretrained=False)
+    model = build_model(tiny_config(encoder={"pretrained": True}), load_pretrained=False)
+    assert all(weights.isfinite().all() for weights in model.parameters())
 
 
 def test_pretrained_auto_warns_once_and_true_fails_in_one_line(

@@ -22,7 +22,8 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: " ".join(example))
 def test_examples_build(example: dict) -> None:
     with torch.device("meta"):
-        build_model({**EXAMPLES[0], **example}, load_pretrained=False)
+        model = build_model({**EXAMPLES[0], **example}, load_pretrained=False)
+    assert sum(weights.numel() for weights in model.parameters()) > 0
 
 
 def test_every_option_is_explained() -> None:
