@@ -385,6 +385,10 @@ def test_pictures_are_small_and_show_three_panels(tmp_path, capsys):
         assert path.stat().st_size < 250_000
         assert read_rgb(path).shape[1] > 3 * 400
     assert len(list(folder.iterdir())) == 2
+    arguments = ["--picture", str(tmp_path / "mixed"), "--cities", "SYA", "--preset", "mixed"]
+    assert run_command(main, arguments) == 0
+    easy, mixed = (read_rgb(f / "sample_city_SYA.jpg") for f in (folder, tmp_path / "mixed"))
+    assert easy.shape != mixed.shape or (easy != mixed).mean() > 0.1
 
 
 @pytest.mark.parametrize(

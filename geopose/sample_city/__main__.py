@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _write_data_set(args)
     if args.picture is not None:
         for city in args.cities:
-            path = write_picture(args.picture, city, args.seed)
+            path = write_picture(args.picture, city, args.seed, preset=args.preset)
             sys.stdout.write(f"picture of synthetic city {city}: {path}\n")
 
 

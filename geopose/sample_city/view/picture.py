@@ -13,6 +13,7 @@ from geopose.errors import InputError
 from geopose.files.atomic import atomic_path
 from geopose.geometry import flow_px
 from geopose.sample_city.view.render import Scene, render_scene
+from geopose.sample_city.world.cities import EASY
 
 SIZE_PX = 448
 _MARGIN_PX, _HEADER_PX, _BAR_PX = 8, 26, 70
@@ -24,7 +25,9 @@ _NO_DATA = (200, 200, 200)
 _SHOWN_INDEX = {"SYA": 5, "SYB": 1, "SYC": 4, "SYD": 5}
 
 
-def write_picture(folder: Path | str, city: str, seed: int, index: int | None = None) -> Path:
+def write_picture(
+    folder: Path | str, city: str, seed: int, index: int | None = None, preset: str = EASY
+) -> Path:
     """Renders a scene and writes `folder/sample_city_<CITY>.jpg`.
 
     Args:
@@ -32,17 +35,18 @@ def write_picture(folder: Path | str, city: str, seed: int, index: int | None = 
         city: synthetic city.
         seed: as in `render_scene`.
         index: which scene of the city; None: one that was chosen for the documentation.
+        preset: as in `render_scene`.
 
     Returns:
         The path of the picture.
 
     Raises:
-        InputError: unknown city, negative seed, or `folder` cannot be a directory.
+        InputError: unknown city or preset, negative seed, or `folder` cannot be a directory.
         RunError: the file cannot be written.
     """
     if index is None:
         index = _SHOWN_INDEX.get(city, 0)
-    scene = render_scene(city, index, SIZE_PX, seed)
+    scene = render_scene(city, index, SIZE_PX, seed, preset)
     picture = draw_scene(scene)
     path = Path(folder) / f"sample_city_{city}.jpg"
     try:
