@@ -13,7 +13,7 @@ from geopose.geometry import vector_to_angle
 from geopose.models.blocks import resize
 from geopose.models.decoder import build_decoder
 from geopose.models.encoders import ENCODERS
-from geopose.models.heads import AGL_HEADS, ORIENTATION_HEADS
+from geopose.models.heads import AGL_HEADS, ORIENTATION_HEADS, mean_direction
 from geopose.models.legacy import current_model_config
 
 _PARTS = {"encoder", "decoder", "agl_head", "orientation_head"}
@@ -155,8 +155,25 @@ class GeoposeUNetModel(nn.Module):
         agl, magnitude, *further = self.agl_head(decoded, gsd)
         reads_decoder = self.orientation_head.reads_decoder
         direction, scale, flow = self.orientation_head(decoded if reads_decoder else encoded)
+        if direction is None:
+            assert flow is not None  # a head gives one of them
+            direction = mean_direction(without_padding(flow, (height, width), self.stride))
         heads = HeadOutputs(agl, magnitude, direction, scale, flow)
         return heads, further[0] if further else {}
+
+
+def without_padding(x: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """N x C x h x w maps of padded images, less the cells that show nothing of the images.
+
+    Args:
+        x: the maps, at any resolution.
+        size: height and width of the images.
+        stride: images were padded to multiples of it, at the right and the bottom.
+    """
+    (height, width), (rows, columns) = size, x.shape[-2:]
+    below, right = -height % stride, -width % stride
+    below, right = below * rows // (height + below), right * columns // (width + right)
+    return F.pad(x, (0, -right, 0, -below))  # a slice would be tied to the traced size
 
 
 def to_image(x: Tensor, size: Sequence[int], stride: int, head_stride: int | None = None) -> Tensor:

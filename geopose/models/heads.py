@@ -221,14 +221,26 @@ class Orientation(NamedTuple):
     """What an orientation head predicts for N images.
 
     Attributes:
-        direction: N x 2, (sin a, cos a) of any length.
+        direction: N x 2, (sin a, cos a) of any length; None = `mean_direction` of the flow.
         scale: N x 1, pixels per metre; None = left to least squares.
         flow: N x 2 x h x w, the flow of every pixel in pixels (x, y); None = not predicted.
     """
 
-    direction: Tensor
+    direction: Tensor | None
     scale: Tensor | None = None
     flow: Tensor | None = None
+
+
+def mean_direction(flow: Tensor) -> Tensor:
+    """The direction that N x 2 x h x w flow maps (pixels) agree on: N x 2, of length 0 to 1.
+
+    The mean flow is divided by the mean length, so that agreeing pixels give a unit vector. Tall
+    surfaces count more, as their flow is longer.
+    """
+    flow = flow.float()
+    # Not torch's norm: its gradient at a zero vector is no number.
+    length = (flow.square().sum(dim=1, keepdim=True) + 1e-6).sqrt().mean(dim=(2, 3))
+    return flow.mean(dim=(2, 3)) / (length + 1e-3)
 
 
 class BasicOrientationHead(nn.Module):
@@ -324,9 +336,9 @@ class BasicOrientationScaleHead(DenseOrientationHead):
 class FlowOrientationHead(nn.Module):
     """Every pixel of the finest decoder map predicts its flow vector; their mean is the direction.
 
-    The mean flow is divided by the mean length, so that agreeing pixels give a unit vector. Tall
-    surfaces count more, as their flow is longer. The map itself can be supervised
-    (OUTPUT_FLOW_MASK), which teaches the angle far sooner than one vector an image does.
+    The mean (`mean_direction`) is that of the image's own pixels, not of the padding around it. The
+    map itself can be supervised (OUTPUT_FLOW_MASK), which teaches the angle far sooner than one
+    vector an image does.
 
     Args:
         channels: of the decoder's maps, fine to coarse.
@@ -358,11 +370,8 @@ class FlowOrientationHead(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> Orientation:
-        """Direction and flow map."""
-        flow = self.flow(self.dropout(maps[0])).float() * self.output_gain
-        # Not torch's norm: its gradient at a zero vector is no number.
-        length = (flow.square().sum(dim=1, keepdim=True) + 1e-6).sqrt().mean(dim=(2, 3))
-        return Orientation(flow.mean(dim=(2, 3)) / (length + 1e-3), flow=flow)
+        """The flow map, whose mean is the direction."""
+        return Orientation(None, flow=self.flow(self.dropout(maps[0])).float() * self.output_gain)
 
 
 _HERE = "geopose.models.heads."

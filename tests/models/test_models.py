@@ -30,7 +30,6 @@ from geopose.models.heads import (
     AGL_HEADS,
     ORIENTATION_HEADS,
     BasicOrientationScaleHead,
-    FlowOrientationHead,
     HyperColumnAGLHead,
 )
 from geopose.models.legacy import published_to_current, rename_state_dict
@@ -452,23 +451,6 @@ def test_published_names() -> None:
         rename_state_dict({name: 1, "decoder.blocks.2.norm1.running_mean": 2})
 
 
-def test_agreeing_flow_gives_a_unit_direction_and_opposed_flow_gives_none() -> None:
-    head = FlowOrientationHead([4], embedding_size=4).eval()
-    last = head.flow[-1]
-    assert isinstance(last, torch.nn.Conv2d)
-    assert last.bias is not None
-    torch.nn.init.zeros_(last.weight)
-    with torch.no_grad():
-        last.bias.copy_(torch.tensor([3.0, 4.0]))
-        agreed = head([torch.randn(2, 4, 8, 8)])
-        last.bias.zero_()
-        none = head([torch.randn(2, 4, 8, 8)])
-    torch.testing.assert_close(agreed.direction, torch.tensor([[0.6, 0.8]] * 2), atol=1e-3, rtol=0)
-    assert agreed.flow is not None
-    torch.testing.assert_close(agreed.flow[0, :, 3, 5], torch.tensor([30.0, 40.0]))
-    torch.testing.assert_close(none.direction, torch.zeros(2, 2))
-
-
 def test_a_loss_on_an_output_that_the_model_lacks_is_named() -> None:
     loss = build_loss(
         {
@@ -487,12 +469,3 @@ def test_a_loss_on_an_output_that_the_model_lacks_is_named() -> None:
     with pytest.raises(InputError, match="TARGET_FLOW_MASK"):
         loss.fitting([keys.OUTPUT_FLOW_MASK], [keys.TARGET_AGL_MASK])
     loss.fitting([keys.OUTPUT_FLOW_MASK], [keys.TARGET_FLOW_MASK])
-
-
-@pytest.mark.parametrize("upsamplings", [0, 1])
-def test_flow_map_has_the_images_size_whatever_the_height_head_does(upsamplings: int) -> None:
-    agl_head = {"_target_": HEADS + "AGLHead", "num_upsample_blocks": upsamplings}
-    head = {"_target_": HEADS + "FlowOrientationHead", "embedding_size": 4}
-    model = build_model(tiny_config(agl_head=agl_head, orientation_head=head))
-    for size in ((64, 96), (50, 70)):
-        assert run(model, 1, 3, *size)[keys.OUTPUT_FLOW_MASK].shape == (1, 2, *size)
