@@ -27,6 +27,9 @@ def pytest_collection() -> None:
 
     ensure_torchvision()  # before a test module imports timm
     torch.set_num_threads(1)
+    # Autograd looks for devices once. After an export to ONNX it finds one that is none, starts a
+    # thread for it, and refuses to work in forks of this process from then on (tests/forked_run).
+    torch.zeros(1, requires_grad=True).sum().backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
