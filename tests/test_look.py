@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from geopose.sample_city.view.sensor import expose
+from geopose.sample_city.view.shade import brighter_walls
 from geopose.sample_city.world.cities import scene_parameters
 from geopose.sample_city.world.look import Look, drawn_look
 from geopose.sample_city.writer import write_dataset
@@ -41,6 +42,15 @@ def test_a_balanced_stretch_takes_a_cast_away():
         apart.append(float(np.median(rgb[..., 0] - rgb[..., 2])))
     assert apart[0] > 20
     assert abs(apart[1]) < 8
+
+
+def test_brighter_walls_keep_their_colour_and_reflect_no_more_than_they_get():
+    walls = np.array([[0.1, 0.2, 0.3], [0.4, 0.8, 0.2], [0.95, 0.9, 0.9]], np.float32)
+    brighter = brighter_walls(walls, dataclasses.replace(PLAIN, walls=2.0))
+    np.testing.assert_allclose(brighter[0], [0.2, 0.4, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(brighter[1], [0.45, 0.9, 0.225], rtol=1e-6)
+    np.testing.assert_array_equal(brighter[2], walls[2])  # whiter than any: left as it is
+    np.testing.assert_array_equal(brighter_walls(walls, PLAIN), walls)
 
 
 def test_compression_and_fringes_vary_from_scene_to_scene():

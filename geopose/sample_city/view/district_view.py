@@ -17,7 +17,14 @@ from geopose.sample_city.view.march import sample, seen_heights, shadow_heights
 from geopose.sample_city.view.raster import View
 from geopose.sample_city.view.render import Scene, scene_id, shape_of
 from geopose.sample_city.view.sensor import expose
-from geopose.sample_city.view.shade import ground_light, mottle, openness, pulse, sun_vector
+from geopose.sample_city.view.shade import (
+    brighter_walls,
+    ground_light,
+    mottle,
+    openness,
+    pulse,
+    sun_vector,
+)
 from geopose.sample_city.world.cities import CITIES, SceneParameters, real_scene
 from geopose.sample_city.world.district import Cover, District
 from geopose.sample_city.world.mesh import Color
@@ -310,7 +317,7 @@ def _facades(
     rng, gsd = scene.rng, scene.gsd_m
     number = sample(plan.buildings.astype(np.float32), *place).astype(np.int32)
     count = len(plan.wall)
-    color = (plan.wall[number] / 255.0) ** 2
+    color = brighter_walls((plan.wall / 255.0) ** 2, scene.look)[number]
     glass = ((rng.uniform(25, 110, (count, 1)) + rng.uniform(0, 22, (count, 3))) / 255.0) ** 2
     bay, floor = rng.uniform(2.6, 6.0, count), rng.uniform(3.0, 4.4, count)
     wide = rng.choice([0.3, 0.5, 0.7, 0.97, 0.0], count)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from geopose.sample_city.view.raster import Buffers, View, newell, rasterize
 from geopose.sample_city.world.cities import SceneParameters
+from geopose.sample_city.world.look import WHITEST, Look
 from geopose.sample_city.world.mesh import Kind, Mesh
 
 _SHADOW_BIAS_M = 0.4  # about one pixel of the steepest lit surface
@@ -55,7 +56,7 @@ def shade(
     look = scene.look
     noise = mottle(scene.rng, view) * np.float32(look.texture)
     image = _ground_albedo(ground, noise)
-    solids = _solid_albedo(mesh, view, surface, noise, look.windows)
+    solids = _solid_albedo(mesh, view, surface, noise, look)
     lit = sun_mask(scene, mesh, view, seen)
     facing, sky, side = _facing(scene, mesh, view, surface)
     light = ground_light(scene, view)
@@ -99,7 +100,7 @@ def _ground_albedo(
 
 
 def _solid_albedo(
-    mesh: Mesh, view: View, surface: Surface, noise: NDArray[np.float32], windows: float
+    mesh: Mesh, view: View, surface: Surface, noise: NDArray[np.float32], look: Look
 ) -> NDArray[np.float32]:
     """Colour of every solid pixel (P, 3), linear."""
     table = np.concatenate([mesh.color, mesh.ellipsoid_color]) / 255.0
@@ -116,8 +117,17 @@ def _solid_albedo(
     is_wall[: mesh.face_count] = mesh.kind == Kind.WALL
     wall = np.flatnonzero(is_wall[surface.ids])
     if len(wall):
-        _windows(mesh, view, surface, wall, color, windows)
+        color[wall] = brighter_walls(color[wall], look)
+        _windows(mesh, view, surface, wall, color, look.windows)
     return color
+
+
+def brighter_walls(color: NDArray[np.floating], look: Look) -> NDArray[np.floating]:
+    """Linear colours (P, 3) of walls under a look: all bands by one factor, up to `WHITEST`."""
+    if look.walls == 1.0:
+        return color
+    brightest = np.maximum(color.max(axis=1, keepdims=True), 1e-6)
+    return color * np.minimum(look.walls, np.maximum(WHITEST / brightest, 1.0))
 
 
 def _windows(

@@ -12,6 +12,7 @@ import numpy as np
 from geopose.sample_city.world.mesh import Color
 
 Range = tuple[float, float]
+WHITEST = 0.9  # share of the light that the brightest wall reflects
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Look:
         fringe_px: (x, y) by which the colour bands miss each other; red is off by it to one side
             of the sharp brightness, blue to the other. Edges get red and blue seams.
         windows: contrast of windows and walls, 0..1.
+        walls: factor on the light that walls reflect, as far as `WHITEST`.
         noise: range of the noise's deviation, grey values.
         stretch: (share of pixels at black, at white, gamma, grey level of black in 0..1, colour
             cast); None = no stretch.
@@ -51,6 +53,7 @@ class Look:
     colour_blur_px: float = 0.0
     fringe_px: tuple[float, float] = (0.0, 0.0)
     windows: float = 1.0
+    walls: float = 1.0
     noise: Range = (1.2, 2.4)
     stretch: tuple[float, float, float, float, Color] | None = None
     balance: float = 0.0
@@ -67,7 +70,7 @@ def drawn_look(rng: np.random.Generator) -> Look:
     return Look(
         sun=(0.78, 0.76, 0.76 * warmth),
         sky=(level / blue**0.5, level, level * blue**0.8),
-        bounce=float(rng.uniform(0.15, 0.6)),
+        bounce=float(rng.uniform(0.15, 0.8)),
         steepest=2.6,
         texture=float(rng.uniform(0.6, 2.0)),
         saturation=float(rng.uniform(0.7, 1.0)),
@@ -80,4 +83,5 @@ def drawn_look(rng: np.random.Generator) -> Look:
         balance=float(max(rng.uniform(-0.6, 0.8), 0.0)),
         j2k_ratio=float(np.exp(rng.uniform(np.log(4.0), np.log(24.0)))),
         fringe_px=(float(rng.normal(0.0, 0.4)), float(rng.normal(0.0, 0.4))),
+        walls=float(rng.uniform(0.9, 2.2)),
     )
