@@ -9,7 +9,16 @@ from geopose.geometry import SYMMETRIES, angle_to_vector
 from geopose.inference.predict.tta import TTA_NAMES, Prediction, Tta
 
 SYMMETRY_MODES = [None, "fliplr", "flips", "d2", "d4"]
-VIEW_COUNTS = {None: 1, "fliplr": 2, "flips": 3, "d2": 4, "d4": 8, "d4-zoom": 16, "ms": 3, "d4-ms": 24}
+VIEW_COUNTS = {
+    None: 1,
+    "fliplr": 2,
+    "flips": 3,
+    "d2": 4,
+    "d4": 8,
+    "d4-zoom": 16,
+    "ms": 3,
+    "d4-ms": 24,
+}
 
 
 def moments(image: torch.Tensor, gsd_m: torch.Tensor) -> Prediction:

@@ -74,7 +74,11 @@ def test_the_mean_of_any_mode_is_the_plain_answer(name: str | None, size: tuple[
     for count in (1, 3):
         image, gsd_m = smooth(count, size)
         expected = moments(image, gsd_m)
-        assert_same(tta(moments, image, gsd_m), expected, zoomed=any(word in (name or "") for word in ("ms", "zoom")))
+        assert_same(
+            tta(moments, image, gsd_m),
+            expected,
+            zoomed=any(word in (name or "") for word in ("ms", "zoom")),
+        )
 
 
 @pytest.mark.parametrize("order", TTA_MODES)
