@@ -21,12 +21,14 @@ from geopose import keys
 from geopose.checkpoints.formats.facts import facts_to_text
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.onnx_file import traced, write_onnx
+from geopose.errors import InputError
 from geopose.models.exportable import Traceable
 
 logger = logging.getLogger(__name__)
 
 TILE_PX = 512
 _OVERLAP_PERCENT = 20  # of a tile: what is cut off at each side knows little of its surroundings
+_ALIKE = 0.01  # by which a gsd may be off where there is only one
 _FACTS = "geopose_facts"  # where the facts stand: not under the key of files that run here
 
 
@@ -72,8 +74,14 @@ def export_for_deepness(
         gsd_m: metres per pixel that the plugin is to bring images to.
 
     Raises:
+        InputError: the network knows one gsd, and it is another.
         RunError: the network has a part that cannot be exported, or the file cannot be written.
     """
+    if loaded.gsd_m is not None and abs(gsd_m / loaded.gsd_m - 1) > _ALIKE:
+        raise InputError(
+            f"{loaded.source}: images are brought to {loaded.gsd_m:g} m/px before this network, "
+            f"and --gsd is {gsd_m:g}; give --gsd {loaded.gsd_m:g}"
+        )
     known = loaded.gsd_range_m
     if known is not None and not known[0] <= gsd_m <= known[1]:
         logger.warning(

@@ -9,6 +9,7 @@ from torch import Tensor
 from geopose.checkpoints.formats.facts import (
     CALIBRATION,
     GSD_RANGE,
+    common_gsd_of,
     downsample_of,
     gains_of,
     gsd_range_of,
@@ -51,6 +52,7 @@ def describe(path: Path, given: GivenNetwork | None = None) -> dict[str, str]:
         "channel order": facts["channel_order"],
         "downsample": downsample_of(facts, str(path)),
         "gsd": _gsd(facts, str(path)),
+        "brought to": _common_gsd(facts, str(path)),
         "calibration": _calibration(facts, str(path)),
         "recipe": facts.get("recipe"),
         "precision": _precision(facts.get("quantized")),
@@ -88,6 +90,12 @@ def _gsd(facts: Mapping[str, Any], where: str) -> str | None:
     if GSD_RANGE in facts:
         return said
     return f"{said} (what the challenge's sensors give; the file does not say)"
+
+
+def _common_gsd(facts: Mapping[str, Any], where: str) -> str | None:
+    """The gsd that every image is resized to before the network."""
+    gsd_m = common_gsd_of(facts, where)
+    return None if gsd_m is None else f"{gsd_m:.3g} m/px"
 
 
 def _precision(quantized: Mapping[str, Any] | None) -> str | None:

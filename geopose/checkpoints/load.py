@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from geopose.checkpoints.formats.contents import check_network, settled
-from geopose.checkpoints.formats.facts import downsample_of, facts_of, gains_of
+from geopose.checkpoints.formats.facts import (
+    common_gsd_of,
+    downsample_of,
+    facts_of,
+    gains_of,
+)
 from geopose.checkpoints.formats.given import GivenNetwork
 from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.int8_file import read_int8_facts
@@ -117,6 +122,7 @@ def _common_facts(files: Sequence[Path], source: str, given: GivenNetwork | None
         for what, differs in (
             ("channel order", other["channel_order"] != facts[0]["channel_order"]),
             ("downsample", downsample_of(other, source) != downsample_of(facts[0], source)),
+            ("common gsd", common_gsd_of(other, source) != common_gsd_of(facts[0], source)),
             ("label_downsample", other.get("label_downsample") != facts[0].get("label_downsample")),
             ("calibration", gains_of(other, source) != gains_of(facts[0], source)),
             ("network", _model_config(other) != _model_config(facts[0])),

@@ -43,6 +43,7 @@ class Train:
     augmentations: str = key()
     crop_size: int | None = key(least=1)
     downsample: int = key(least=1)
+    gsd_m: float | None = key(least=0, above=True, default=None)
     height_warp: dict[str, Any] | None = key(default=None)
     epochs: int = key(least=1)
     max_minutes: float | None = key(least=0, above=True)

@@ -1,5 +1,7 @@
 """Ensembles of small analytic models: what each is given, and how answers are put together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,26 @@ def test_half_resolution_models(converted):
     assert found.agl_m.shape == plain.agl_m.shape
     ratio = found.magnitude_px / found.agl_m
     torch.testing.assert_close(ratio, found.scale_px_per_m[..., None, None].expand_as(ratio))
+
+
+@pytest.mark.parametrize("downsample", [1, 2])
+def test_a_common_gsd_is_what_the_network_is_shown_and_nothing_else_changes(downsample):
+    image = random_image(16, 24)
+    image[:, :, :, :] = torch.tensor([60, 200], dtype=torch.uint8)[:, None, None, None]
+    plain = member()(image, GSD)
+    loaded = LoadedModel(Recorder(), {}, "rgb", downsample, True, "test", gsd_m=0.5)
+    for shown in (loaded, replace(loaded, gsd_m=1.0).reduced_by(2 * downsample)):
+        chosen = Member(shown)
+        for part in (slice(0, 1), slice(1, 2), slice(0, 2)):
+            found = chosen(image[part], GSD[part])
+            assert torch.allclose(chosen.model.gsd, torch.tensor(0.5 * chosen.downsample))
+            side = 16 * float(GSD[part][-1]) / 0.5 / chosen.downsample
+            assert chosen.model.image.shape[-2:] == (side, 1.5 * side)
+            for value, expected in zip(found, plain, strict=True):
+                if value.ndim == 2 and value.shape[1] == 2:  # a direction of any length
+                    expected = nn.functional.normalize(expected)
+                    value = nn.functional.normalize(value)
+                torch.testing.assert_close(value, expected[part])
 
 
 @pytest.mark.parametrize("factor", [2, 3])

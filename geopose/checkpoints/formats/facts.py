@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geopose.errors import InputError
 from geopose.models.build import channel_order
-from geopose.schema.numbers import is_whole
+from geopose.schema.numbers import is_number, is_whole
 
 LABELS_CONVERTED = "converted"
 METADATA_KEY = "geopose"  # under which files that are not .pth keep their facts
@@ -115,6 +115,21 @@ def downsample_of(facts: Mapping[str, Any], where: str) -> int:
             f"{where}: train.downsample is {downsample!r}, must be a whole number from 1 to 16"
         )
     return downsample
+
+
+def common_gsd_of(facts: Mapping[str, Any], where: str) -> float | None:
+    """Metres per pixel that images are brought to before the network; None = they keep theirs.
+
+    Raises:
+        InputError: what the file says is no length.
+    """
+    train = facts["checkpoint_data"]["config"].get("train")
+    gsd_m = train.get("gsd_m") if isinstance(train, Mapping) else None
+    if gsd_m is None:
+        return None
+    if not is_number(gsd_m) or not 0 < gsd_m < math.inf:
+        raise InputError(f"{where}: train.gsd_m is {gsd_m!r}, must be a length above 0, in metres")
+    return float(gsd_m)
 
 
 def gsd_range_of(facts: Mapping[str, Any], where: str) -> tuple[float, float] | None:

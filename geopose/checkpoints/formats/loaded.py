@@ -10,6 +10,7 @@ from geopose.checkpoints.formats.facts import (
     LABELS_CONVERTED,
     NO_GAINS,
     Gains,
+    common_gsd_of,
     downsample_of,
     gains_of,
     gsd_range_of,
@@ -34,6 +35,7 @@ class LoadedModel:
             of the image as given, before any reduction; None = unknown.
         normalization: of its input.
         gains: what heights and lengths of flow are multiplied by after the model.
+        gsd_m: metres per pixel that images are brought to first; None = they keep theirs.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class LoadedModel:
     gsd_range_m: tuple[float, float] | None = None
     normalization: Normalization = IMAGENET
     gains: Gains = NO_GAINS
+    gsd_m: float | None = None
 
     @classmethod
     def from_facts(cls, model: nn.Module, facts: Mapping[str, Any], source: str) -> "LoadedModel":
@@ -59,12 +62,15 @@ class LoadedModel:
             gsd_range_of(facts, source),
             normalization(facts["checkpoint_data"]["config"]["model"]),
             gains_of(facts, source),
+            common_gsd_of(facts, source),
         )
 
     def reduced_by(self, downsample: int) -> "LoadedModel":
         """The same network behind another reduction; it knows what it sees, not what is given."""
-        known = self.gsd_range_m
+        factor = self.downsample / downsample
+        known, gsd_m = self.gsd_range_m, self.gsd_m
         if known is not None:
-            least, largest = (gsd_m * self.downsample / downsample for gsd_m in known)
-            known = least, largest
-        return replace(self, downsample=downsample, gsd_range_m=known)
+            known = known[0] * factor, known[1] * factor
+        if gsd_m is not None:
+            gsd_m *= factor
+        return replace(self, downsample=downsample, gsd_range_m=known, gsd_m=gsd_m)

@@ -5,6 +5,7 @@ the same 8-bit RGB image and makes its own input from it. The views of an image 
 shown to all members; as many go through a member at a time as the device's memory holds.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +21,7 @@ from geopose.inference.predict.tta import (
     Prediction,
     PredictionMean,
     Tta,
+    View,
     real_directions,
 )
 from geopose.inference.predict.view_batches import ViewBatches
@@ -29,6 +31,7 @@ from geopose.system.devices import is_out_of_memory
 TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
 TTA_MODES = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
+_ALIKE = 1e-4  # relative difference of two gsds that is not worth resizing for
 _MEAN_BYTES = 8  # of a pixel: height and magnitude
 
 
@@ -77,6 +80,7 @@ class Member(nn.Module):
         self.scale_is_downsampled = loaded.scale_is_downsampled
         self.gains = loaded.gains
         self.gsd_range_m = loaded.gsd_range_m
+        self.gsd_m = loaded.gsd_m
         for name, planes in zip(("mean", "std"), loaded.normalization.planes(), strict=True):
             self.register_buffer(name, 255.0 * planes, persistent=False)
 
@@ -87,11 +91,29 @@ class Member(nn.Module):
             image: RGB, N x 3 x H x W, uint8 (or the same range as float, after a zoom).
             gsd_m: N x 1, metres per pixel of this image.
         """
+        if self.gsd_m is None:
+            return self._predict(image, gsd_m)
+        gsds: list[float] = gsd_m.flatten().tolist()
+        if len(set(gsds)) == 1:
+            return self.common_gsd_view(gsds[0]).predict(self._predict, image, gsd_m)
+        parts = zip(gsds, image.split(1), gsd_m.split(1), strict=True)
+        return Prediction.cat(
+            [self.common_gsd_view(gsd).predict(self._predict, *part) for gsd, *part in parts]
+        )
+
+    def common_gsd_view(self, gsd_m: float) -> View:
+        """What brings an image of this gsd to the one that the network is shown, if it has one."""
+        if self.gsd_m is None or math.isclose(gsd_m, self.gsd_m, rel_tol=_ALIKE):
+            return View()
+        return View(zoom=gsd_m / self.gsd_m)
+
+    def _predict(self, image: Tensor, gsd_m: Tensor) -> Prediction:
         found = self._run(*self.shown(image, gsd_m))
         return found if self.downsample == 1 else self._at_size(found, image.shape[-2:])
 
     def shown(self, image: Tensor, gsd_m: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network takes of an image: planes in its order, normalised, and their gsd.
+        """What the network takes of an image at the common gsd, if there is one: planes in its
+        order, normalised, and their gsd.
 
         They are reduced by area; an edge that does not divide is repeated.
         """

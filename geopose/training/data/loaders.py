@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geopose.augment.build import build_augmentation
+from geopose.augment.spatial import resized
 from geopose.data.checks.truth import check_truth
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.folds import PLACE, split_fold
@@ -63,9 +64,16 @@ def _workers(count: int, prefetch: int) -> dict[str, Any]:
     return {"num_workers": count, "persistent_workers": True, "prefetch_factor": prefetch}
 
 
-def _check_one_size(records: list[ImageRecord]) -> None:
+def _size(record: ImageRecord, train: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of the sample that a whole image becomes."""
+    height, width = image_size(record.rgb_file())
+    shrunk = height // train["downsample"], width // train["downsample"]
+    return resized(shrunk, record.gsd_m / (train["gsd_m"] or record.gsd_m))
+
+
+def _check_one_size(records: list[ImageRecord], train: Mapping[str, Any]) -> None:
     """Whole images are trained in one batch: InputError naming the first that does not fit."""
-    sizes = [image_size(record.rgb_file()) for record in records]
+    sizes = [_size(record, train) for record in records]
     for record, (height, width) in zip(records, sizes, strict=True):
         if (height, width) != sizes[0]:
             raise InputError(
@@ -114,15 +122,17 @@ def _room(
     return _workers(fitting, shorter)
 
 
-def _check_parts(train: list[ImageRecord], valid: list[ImageRecord], one_size: bool) -> None:
+def _check_parts(
+    cfg: Mapping[str, Any], train: list[ImageRecord], valid: list[ImageRecord]
+) -> None:
     """Whether every process gets an image to validate on, and whole images fit in one batch."""
     if len(valid) < world_size():
         raise InputError(
             f"{len(valid)} validation images for {world_size()} processes; use fewer "
             "processes or a smaller dataset.num_folds"
         )
-    if one_size:
-        _check_one_size(train)
+    if cfg["train"]["crop_size"] is None and cfg["batch_size"] > 1:
+        _check_one_size(train, cfg["train"])
 
 
 def _parts(cfg: Mapping[str, Any]) -> tuple[list[ImageRecord], list[ImageRecord]]:
@@ -139,7 +149,7 @@ def _parts(cfg: Mapping[str, Any]) -> tuple[list[ImageRecord], list[ImageRecord]
     parts = split_fold(records, fold, kind, count, places)
     if train["fast"]:
         parts = _few(parts[0]), _few(parts[1])
-    _check_parts(*parts, one_size=train["crop_size"] is None and cfg["batch_size"] > 1)
+    _check_parts(cfg, *parts)
     return parts
 
 
@@ -150,25 +160,26 @@ def _training_set(
     cfg: Mapping[str, Any], records: list[ImageRecord], variances: _Variances
 ) -> GeoposeDataset:
     train = cfg["train"]
-    size = train["crop_size"], train["downsample"]
+    size, gsd_m = (train["crop_size"], train["downsample"]), train["gsd_m"]
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
-        build_augmentation(train["augmentations"], *size, train["height_warp"]),
+        build_augmentation(train["augmentations"], *size, train["height_warp"], gsd_m),
         seed=cfg["seed"],
         repeats=train["crops_per_image"],
         cache=train["cache"],
         normalization=normalization(cfg["model"]),
         variances=variances,
-        plain=build_augmentation("none", *size),
+        plain=build_augmentation("none", *size, gsd_m=gsd_m),
     )
 
 
 def _validation_set(
     cfg: Mapping[str, Any], records: list[ImageRecord], variances: _Variances
 ) -> GeoposeDataset:
-    downsample, cache = cfg["train"]["downsample"], cfg["train"]["cache"]
-    whole = build_augmentation("none", None, downsample) if downsample > 1 else None
+    downsample, gsd_m, cache = (cfg["train"][key] for key in ("downsample", "gsd_m", "cache"))
+    as_it_is = downsample == 1 and gsd_m is None
+    whole = None if as_it_is else build_augmentation("none", None, downsample, gsd_m=gsd_m)
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
@@ -193,8 +204,10 @@ def _training_loader(cfg: Mapping[str, Any], samples: GeoposeDataset, **common: 
     )
 
 
-def _validation_loader(samples: GeoposeDataset, batch_size: int, **common: Any) -> DataLoader:
-    sizes = [image_size(record.rgb_file()) for record in samples.records]
+def _validation_loader(
+    samples: GeoposeDataset, batch_size: int, train: Mapping[str, Any], **common: Any
+) -> DataLoader:
+    sizes = [_size(record, train) for record in samples.records]
     batches = SizeBatches(ShardSampler(len(samples)), sizes, batch_size)
     return DataLoader(samples, batch_sampler=batches, **common)
 
@@ -237,5 +250,7 @@ def build_loaders(
     common = {"worker_init_fn": _start_worker, "pin_memory": device.type == "cuda"}
     return {
         "train": _training_loader(cfg, train_set, **train_workers, **common),
-        "valid": _validation_loader(valid_set, valid_batch, **valid_workers, **common),
+        "valid": _validation_loader(
+            valid_set, valid_batch, cfg["train"], **valid_workers, **common
+        ),
     }
