@@ -22,7 +22,7 @@ sittings. A recipe that changes is run anew; its old rows stay and are not in th
 
 The data is made on first use:
 
-    python -m geopose.sample_city --out runs/recipes/mixed --train 30 --test 0 --size 512 \\
+    python -m geopose.sample_city --out runs/recipes/mixed --train 60 --test 0 --size 512 \\
         --seed 3 --preset mixed
     python convert_j2k.py --data-dir runs/recipes/mixed
 

@@ -300,7 +300,11 @@ def test_in_the_preset_mixed_every_city_is_seen_by_every_camera_with_the_sun_beh
         assert (min(gsds) < 0.33, max(gsds) > 0.55) == (True, True)
         lean = np.degrees([scene.off_nadir_rad for scene in scenes])
         assert (lean.min() < 12, lean.max() > 33) == (True, True)
-        assert all(scene.style is CITIES[city] for scene in scenes)
+        own = CITIES[city]
+        for name in ("blocks", "storeys", "tower_m", "tree_density", "clutter", "rarer", "viaduct"):
+            assert all(getattr(scene.style, name) == getattr(own, name) for scene in scenes), name
+        for name in ("walls", "flat_roofs", "pitched_roofs", "asphalt", "grass", "soil", "crown"):
+            assert len({getattr(scene.style, name) for scene in scenes}) == len(scenes), name
 
 
 @pytest.mark.parametrize("city", list(CITIES))

@@ -19,7 +19,7 @@ from geopose.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-SCENES = ["--train", "30", "--test", "0", "--size", "512", "--seed", "3", "--preset", "mixed"]
+SCENES = ["--train", "60", "--test", "0", "--size", "512", "--seed", "3", "--preset", "mixed"]
 KEPT = "kept"
 
 

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--preset",
         default=EASY,
         help="easy: one look and camera a city, sun behind the sensor (default); mixed: the same "
-        "looks, any camera; real: as varied as the world",
+        "plans, any colours and camera; real: as varied as the world",
     )
     parser.add_argument(
         "--dsm",

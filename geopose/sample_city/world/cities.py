@@ -218,7 +218,7 @@ def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> Sc
         index: 0 or more.
         seed: 0 or more.
         preset: `easy`: one camera, light and look a city, the sun behind the sensor. `mixed`: the
-            same looks, but all cities under the same wide range of cameras. `real`: everything
+            same plans, in colours and under a camera drawn for every scene. `real`: everything
             drawn anew for every scene, the sun anywhere.
 
     Raises:
@@ -253,14 +253,16 @@ def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> Sc
 
 
 def _mixed_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
-    """A scene of the preset `mixed`: the city's look under any camera, the sun behind it.
+    """A scene of the preset `mixed`: the city's plan in colours of its own, the sun behind it.
 
-    Cities then differ in what stands in them and in its colours alone: what is learnt in some can
-    be asked for in another.
+    Cities then differ in what stands in them alone: what is learnt in some can be asked for in
+    another.
     """
+    drawn = _recoloured(style, rng)
+    colours = {name: getattr(drawn, name) for name in _COLOURS}
     angle = float(rng.uniform(0.0, 2 * math.pi))
     return SceneParameters(
-        style=style,
+        style=replace(style, **colours),
         gsd_m=round(float(np.exp(rng.uniform(math.log(0.3), math.log(0.6)))), 4),
         off_nadir_rad=math.asin(rng.uniform(0.15, math.sin(math.radians(36.0)))),
         angle_rad=angle,
@@ -289,6 +291,10 @@ def real_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
     )
 
 
+_COLOURS = (  # what `_recoloured` paints anew
+    *("walls", "flat_roofs", "pitched_roofs"),
+    *("asphalt", "pavement", "grass", "soil", "crown"),
+)
 _RARER = {  # weights of the blocks that only this preset has
     "row_houses": 1.0,
     "stadium": 0.25,
