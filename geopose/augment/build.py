@@ -26,7 +26,6 @@ class Augmentation:
         crop_size: side of the square crop in pixels; None = the whole image.
         downsample: shrink the image by this factor before cropping.
         height_warp: what is drawn of other heights; None = they stay.
-        gsd_m: metres per pixel that every image is brought to first; None = they keep theirs.
     """
 
     def __init__(
@@ -35,13 +34,11 @@ class Augmentation:
         crop_size: int | None,
         downsample: int,
         height_warp: HeightWarpRange | None = None,
-        gsd_m: float | None = None,
     ) -> None:
         self._spatial = level.spatial
         self._crop_size = crop_size
         self._downsample = downsample
         self._height_warp = height_warp
-        self._gsd_m = gsd_m
         transforms = level.colours()
         self._colours = A.Compose(transforms) if transforms else None
         self.set_seed(0)
@@ -79,8 +76,7 @@ class Augmentation:
         pixel_map = draw_map(self._spatial, self._rng)
         # Drawn last, so that samples without it are what they are where there is none.
         factor = 1.0 if self._height_warp is None else self._height_warp.draw(self._rng)
-        resize = 1.0 if self._gsd_m is None else gsd_m / self._gsd_m
-        sample = apply_map(scene, pixel_map, self._crop_size, self._downsample, factor, resize)
+        sample = apply_map(scene, pixel_map, self._crop_size, self._downsample, factor)
         if self._colours is None:
             return sample
         return sample._replace(image=self._colours(image=sample.image)["image"])
@@ -91,7 +87,6 @@ def build_augmentation(
     crop_size: int | None = None,
     downsample: int = 1,
     height_warp: Mapping[str, Any] | None = None,
-    gsd_m: float | None = None,
 ) -> Augmentation:
     """The augmentation of a level.
 
@@ -100,8 +95,6 @@ def build_augmentation(
         crop_size: side of the square crop in pixels of the (shrunk) image; None = no cropping.
         downsample: whole number by which images are shrunk first.
         height_warp: `probability` and `factor` (least, largest) of `HeightWarpRange`; None = off.
-        gsd_m: metres per pixel that every image is brought to before all else (so that a shrunk one
-            has `downsample` times as much); None = they keep theirs.
 
     Raises:
         InputError: unknown level, a size or factor that is not a positive whole number, or
@@ -115,4 +108,4 @@ def build_augmentation(
     if downsample is None:
         raise InputError("downsample is None, expected a whole number from 1")
     warp = None if height_warp is None else HeightWarpRange.of(height_warp)
-    return Augmentation(LEVELS[level], crop_size, downsample, warp, gsd_m)
+    return Augmentation(LEVELS[level], crop_size, downsample, warp)

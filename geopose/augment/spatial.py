@@ -4,12 +4,11 @@ In: an image with heights, gsd, scale and angle. Out: the same after one map
 `out - out_centre = linear (in - in_centre)`. Symmetries and crops at full resolution copy pixels;
 everything else is one warp, whose cost follows the crop and not the image. Only the Jacobian
 `linear` decides what happens to gsd, scale and angle (`geopose.geometry`). Before all that, in the
-window of the (shrunk) image that a crop needs, heights may be changed (`height_warp`). Images may
-also be brought to one gsd: the same zoom for all pixels, before whatever else is drawn.
+window of the (shrunk) image that a crop needs, heights may be changed (`height_warp`).
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -123,18 +122,12 @@ def draw_map(ranges: SpatialRange, rng: np.random.Generator) -> PixelMap:
     )
 
 
-def resized(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """(height, width) in whole pixels of an image of `size` that is enlarged by a factor."""
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-
-
 def apply_map(
     scene: Scene | Sample,
     pixel_map: PixelMap,
     crop_size: int | None,
     downsample: int = 1,
     height_factor: float = 1.0,
-    resize: float = 1.0,
 ) -> Sample:
     """Applies a map and cuts the crop.
 
@@ -149,16 +142,13 @@ def apply_map(
             the edge) and heights are NaN: a mirrored building would lean the wrong way.
         downsample: the image is first shrunk by this whole number, by area.
         height_factor: then everything in it is made so many times as tall (`warp_height`).
-        resize: then it is enlarged by this factor, and the map is one of the enlarged image.
     """
     source = _Source(scene, downsample, height_factor)
     symmetry = pixel_map.symmetry
     if crop_size is None:
-        whole = resized(source.size, resize)
-        size = whole[::-1] if symmetry.transpose else whole
+        size = source.size[::-1] if symmetry.transpose else source.size
     else:
         size = (crop_size, crop_size)
-    pixel_map = replace(pixel_map, zoom=pixel_map.zoom * resize)
     window = size[::-1] if symmetry.transpose else size  # its size in the image, before zooming
     if pixel_map.lossless:
         top = _integer_place(source.size[0], window[0], pixel_map.place_y)

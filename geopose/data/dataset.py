@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from geopose import keys
+from geopose.augment.common_gsd import Resize
 from geopose.augment.spatial import Pixels
 from geopose.data.heights import MaskedHeights, open_agl_m
 from geopose.data.layout import JPEG2000_SUFFIXES, ImageRecord, check_same_size
@@ -31,7 +32,7 @@ from geopose.schema.numbers import is_whole
 if TYPE_CHECKING:  # predictions augment nothing, and do without the packages that it needs
     from geopose.augment.build import Augmentation
 
-_Files = tuple[Pixels, tuple[Pixels, float, float] | None]
+_Files = tuple[Pixels, tuple[Pixels, float, float] | None, float]  # RGB, truth, gsd
 
 logger = logging.getLogger(__name__)
 _warned = False
@@ -63,6 +64,8 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         normalization: of the model's input.
         variances: of the truth of every city, if samples are to have them as targets.
         plain: takes the place of the augmentation after `set_plain(True)`.
+        gsd_m: metres per pixel that images are brought to, before the augmentation; None = they
+            keep their own.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         normalization: Normalization = IMAGENET,
         variances: Mapping[str, Variances] | None = None,
         plain: "Augmentation | None" = None,
+        gsd_m: float | None = None,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
             raise InputError(f"channel_order is {channel_order!r}, expected rgb or bgr")
@@ -90,6 +94,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
         self.augmentation = augmentation
         self.has_targets = has_targets
         self.seed = seed
+        self.gsd_m = gsd_m
         self.repeats = repeats
         self._cache: dict[int, _Files] | None = {} if cache else None
         self._variances = variances
@@ -131,8 +136,7 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
 
     def _sample(self, index: int) -> dict[str, Any]:
         record = self.records[index % len(self.records)]
-        pixels, truth = self._files(index % len(self.records))
-        gsd_m = record.gsd_m
+        pixels, truth, gsd_m = self._files(index % len(self.records))
         targets: dict[str, Tensor] = {}
         augmentation = self._plain if bool(self._is_plain) else self.augmentation
         if truth is not None and augmentation is not None:
@@ -160,10 +164,17 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
     def _files(self, number: int) -> _Files:
         """What the files of a record hold, from memory if they have been kept.
 
-        Raw files are only opened: what is read of them depends on the crop.
+        Raw files are only opened: what is read of them depends on the crop, but for a common gsd.
         """
-        if self._cache is not None and number in self._cache:
-            return self._cache[number]
+        if self._cache is None:
+            return self._at_gsd(self._opened(number))
+        if number not in self._cache:
+            pixels, truth, gsd_m = self._at_gsd(self._opened(number))
+            kept = truth and (_all(truth[0]), *truth[1:])
+            self._cache[number] = _all(pixels), kept, gsd_m
+        return self._cache[number]
+
+    def _opened(self, number: int) -> _Files:
         record = self.records[number]
         (rgb, unknown), truth = open_image(record.rgb_file(), record.rgb), None
         if self.has_targets:
@@ -174,11 +185,19 @@ class GeoposeDataset(Dataset[dict[str, Any]]):
             check_same_size(record, rgb.shape, agl_m.shape)
             known = agl_m if unknown is None else MaskedHeights(agl_m, unknown)
             truth = (known, *read_vflow(record.vflow))
-        if self._cache is not None:
-            kept = truth and (_all(truth[0]), *truth[1:])
-            self._cache[number] = _all(rgb), kept
-            return self._cache[number]
-        return rgb, truth
+        return rgb, truth, record.gsd_m
+
+    def _at_gsd(self, files: _Files) -> _Files:
+        """Image and heights brought to the common gsd, if there is one."""
+        rgb, truth, gsd_m = files
+        height, width = rgb.shape[:2]
+        resize = Resize.between((height, width), gsd_m, self.gsd_m)
+        if resize.zoom == 1.0:
+            return files
+        if truth is not None:
+            agl_m, scale_px_per_m, angle_rad = truth
+            truth = resize.heights(_all(agl_m)), scale_px_per_m * resize.zoom, angle_rad
+        return resize.rgb(_all(rgb)), truth, gsd_m / resize.zoom
 
     def _sample_seed(self, index: int) -> int:
         sequence = np.random.SeedSequence([self.seed, int(self._epoch), index])

@@ -68,9 +68,10 @@ def _log_models(config: InferenceConfig, plan: Plan) -> None:
         count = sum(weights.numel() for weights in loaded.model.parameters())
         name = loaded.config["model"].get("slug") or type(loaded.model).__name__
         logger.info(
-            "  %s: %s%s%s", loaded.source, name,
+            "  %s: %s%s%s%s", loaded.source, name,
             f", {count / 1e6:.1f} M parameters" if count else "",  # an engine keeps its own
             f", images reduced by {loaded.downsample}" if loaded.downsample > 1 else "",
+            f", images brought to {loaded.gsd_m:g} m/px" if loaded.gsd_m else "",
         )  # fmt: skip
 
 
@@ -95,6 +96,11 @@ def _log_cost(
         f", the start {first_s:.1f} s" if first_s > seconds else "",
         timedelta(seconds=round(total_s)), processes, "" if processes == 1 else "es",
     )  # fmt: skip
+    if any(getattr(member, "gsd_m", None) for member in ensemble.members):
+        logger.info(
+            "images are brought to one gsd: one of another than that image's takes time and memory "
+            "by the square of it"
+        )
     held = held_bytes(Tta.from_name(config.tta), config.tta_mode, shape)
     held -= held_bytes(
         Tta.from_name(sample.tta), sample.tta_mode, torch.Size((sample.batch_size, *shape[1:]))

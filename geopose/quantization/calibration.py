@@ -51,9 +51,7 @@ class Calibration:
         record = self.records[number]
         rgb = self._part(read_rgb(record.rgb_file()), number)
         turned = SYMMETRIES[number % len(SYMMETRIES)].apply_torch(rgb).contiguous()
-        look = self.member.common_gsd_view(record.gsd_m).look(
-            turned, torch.tensor([[record.gsd_m]])
-        )
+        look = self.member.at_common_gsd(turned, torch.tensor([[record.gsd_m]]))
         shown: tuple[Tensor, Tensor] = self.member.shown(look.image, look.gsd_m)
         return {name: x.numpy() for name, x in zip(INPUTS, shown, strict=True)}
 

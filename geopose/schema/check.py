@@ -8,6 +8,7 @@ command lines give them. Out: plain dicts with every key of the schema, values o
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -91,6 +92,12 @@ def section(schema: type, meaning: str = "") -> Any:
         meaning: what the key takes; if given, anything but a mapping is refused with these words.
     """
     return field(default_factory=schema, metadata={_LIMITS: Limits(meaning=meaning)})
+
+
+def defaults(schema: type) -> dict[str, Any]:
+    """What a config means that lacks keys: those of a schema that it may lack, sections apart."""
+    own = {one.name: one.default for one in fields(schema) if one.default is not NO_DEFAULT}
+    return {name: copy.copy(value) for name, value in own.items() if value != MISSING}
 
 
 def shown(value: Any) -> str:

@@ -28,6 +28,12 @@ def check_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     cfg = checked(TrainingConfig, cfg)
     if sum(bool(cfg[key]) for key in ("transfer", "transfer_encoder_decoder", "checkpoint")) > 1:
         raise InputError("transfer, transfer_encoder_decoder and checkpoint: give one of them")
+    gsd_m, downsample = cfg["train"]["gsd_m"], cfg["train"]["downsample"]
+    if gsd_m is not None and downsample > 1:
+        raise InputError(
+            f"train.gsd_m={gsd_m:g} and train.downsample={downsample}: the network sees pixels of "
+            "train.gsd_m; set train.downsample=1"
+        )
     return cfg
 
 

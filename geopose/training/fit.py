@@ -88,7 +88,7 @@ def _build_model(start: Start, device: torch.device) -> nn.Module:
 
 def _header(cfg: Mapping[str, Any], loaders: Mapping[str, Any]) -> dict[str, Any]:
     """What every checkpoint of the run says beside its weights."""
-    images = [cfg["train"]["gsd_m"] or record.gsd_m for record in loaders["train"].dataset.records]
+    images = [record.gsd_m for record in loaders["train"].dataset.records]
     finest, coarsest = LEVELS[cfg["train"]["augmentations"]].spatial.gsd_factors
     return {
         "channel_order": channel_order(cfg["model"]),

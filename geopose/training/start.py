@@ -22,7 +22,9 @@ from geopose.distributed import broadcast_object, is_main, together, world_size
 from geopose.errors import InputError, one_line
 from geopose.models.build import model_slug
 from geopose.models.legacy import current_model_config
+from geopose.schema.check import defaults
 from geopose.schema.old_keys import without_old_keys
+from geopose.training.config import Dataset, Loader, Optimizer, Runner, Train, ValidLoader
 from geopose.training.resume.form import check_form
 from geopose.training.resume.ownership import Ownership
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
@@ -40,9 +42,14 @@ _FREE = (
     "runner.top_k",
 )  # fmt: skip
 # Mappings with the same keys in every run.
-_BLOCKS = (
-    "train", "train.loaders.train", "train.loaders.valid", "optimizer", "runner", "dataset",
-)  # fmt: skip
+_BLOCKS: Mapping[str, type] = {
+    "train": Train,
+    "train.loaders.train": Loader,
+    "train.loaders.valid": ValidLoader,
+    "optimizer": Optimizer,
+    "runner": Runner,
+    "dataset": Dataset,
+}
 
 
 @dataclass(frozen=True)
@@ -214,13 +221,14 @@ def _continued(
 
 
 def _with_new_keys(saved: Mapping[str, Any], cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config with the keys that newer versions have added, as they are composed now."""
+    """A saved config with the keys that newer versions have added: they mean what the run has done
+    without them, or where the schema does not say, what is composed now."""
     result = {**deepcopy(dict(cfg)), **deepcopy(dict(saved))}
-    for block in _BLOCKS:
+    for block, schema in _BLOCKS.items():
         own, composed = result, cfg
         for name in block.split("."):
             own, composed = own[name], composed[name]
-        for key, value in composed.items():
+        for key, value in {**composed, **defaults(schema)}.items():
             own.setdefault(key, deepcopy(value))
     return result
 

@@ -137,22 +137,23 @@ def test_labels_of_training_samples_lead_from_dot_to_dot(
     assert checked >= 8
 
 
+@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("gsd_m", [0.3, 0.55])
-@pytest.mark.parametrize(("crop_size", "downsample"), [(None, 1), (640, 1), (None, 2)])
+@pytest.mark.parametrize("crop_size", [None, 640])
 @pytest.mark.parametrize("level", ["none", "d4_only", "light"])
 def test_images_brought_to_one_gsd_keep_heights_and_flow_in_metres(
-    records: list[ImageRecord], level: str, crop_size: int | None, downsample: int, gsd_m: float
+    records: list[ImageRecord], level: str, crop_size: int | None, gsd_m: float, cache: bool
 ) -> None:
-    augmentation = build_augmentation(level, crop_size, downsample, gsd_m=gsd_m)
-    dataset = GeoposeDataset(records, "rgb", augmentation, seed=5, cache=True)
+    augmentation = build_augmentation(level, crop_size)
+    dataset = GeoposeDataset(records, "rgb", augmentation, seed=5, cache=cache, gsd_m=gsd_m)
     least, largest = LEVELS[level].spatial.gsd_factors
     checked = 0
     for index, record in enumerate(records):
         sample = dataset[index]
-        found = float(sample[keys.INPUT_GROUND_SAMPLE_DISTANCE]) / downsample
-        assert gsd_m * least <= found * (1 + 1e-6) <= gsd_m * largest * (1 + 2e-6)
+        found = float(sample[keys.INPUT_GROUND_SAMPLE_DISTANCE])
+        assert 0.999 * gsd_m * least <= found <= 1.001 * gsd_m * largest  # whole pixels
         if level == "none" and crop_size is None:
-            size = np.array(SIZES[index % len(SIZES)]) // downsample * (record.gsd_m / gsd_m)
+            size = np.array(SIZES[index % len(SIZES)]) * (record.gsd_m / gsd_m)
             np.testing.assert_array_equal(sample[keys.INPUT_IMAGE_KEY].shape[1:], np.rint(size))
         checked += _check(sample)
     assert checked >= 3

@@ -1,13 +1,12 @@
 """Ensembles of small analytic models: what each is given, and how answers are put together."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from geopose import keys
+from geopose.augment.common_gsd import Resize
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.errors import InputError
 from geopose.inference.predict.ensemble import Member, PoseEnsemble
@@ -78,24 +77,54 @@ def test_half_resolution_models(converted):
     torch.testing.assert_close(ratio, found.scale_px_per_m[..., None, None].expand_as(ratio))
 
 
-@pytest.mark.parametrize("downsample", [1, 2])
-def test_a_common_gsd_is_what_the_network_is_shown_and_nothing_else_changes(downsample):
+def at_one_gsd(gsd_m: float) -> Member:
+    return Member(LoadedModel(Recorder(), {}, "rgb", 1, True, "test", gsd_m=gsd_m))
+
+
+def test_a_common_gsd_is_what_the_network_is_shown_and_nothing_else_changes():
     image = random_image(16, 24)
     image[:, :, :, :] = torch.tensor([60, 200], dtype=torch.uint8)[:, None, None, None]
     plain = member()(image, GSD)
-    loaded = LoadedModel(Recorder(), {}, "rgb", downsample, True, "test", gsd_m=0.5)
-    for shown in (loaded, replace(loaded, gsd_m=1.0).reduced_by(2 * downsample)):
-        chosen = Member(shown)
-        for part in (slice(0, 1), slice(1, 2), slice(0, 2)):
-            found = chosen(image[part], GSD[part])
-            assert torch.allclose(chosen.model.gsd, torch.tensor(0.5 * chosen.downsample))
-            side = 16 * float(GSD[part][-1]) / 0.5 / chosen.downsample
-            assert chosen.model.image.shape[-2:] == (side, 1.5 * side)
-            for value, expected in zip(found, plain, strict=True):
-                if value.ndim == 2 and value.shape[1] == 2:  # a direction of any length
-                    expected = nn.functional.normalize(expected)
-                    value = nn.functional.normalize(value)
-                torch.testing.assert_close(value, expected[part])
+    chosen = at_one_gsd(0.4)
+    for part in (slice(0, 1), slice(1, 2), slice(0, 2)):
+        found = chosen(image[part], GSD[part])
+        torch.testing.assert_close(chosen.model.gsd, torch.tensor([[0.4]]), rtol=0, atol=0.01)
+        side = round(16 * float(GSD[part][-1]) / 0.4)
+        assert chosen.model.image.shape[-2:] == (side, 1.5 * side)
+        for value, expected in zip(found, plain, strict=True):
+            torch.testing.assert_close(value, expected[part])
+
+
+@pytest.mark.parametrize("gsd_m", [0.1, 0.18, 0.3, 0.5])
+def test_finer_images_look_as_coarser_sensors_see_them(gsd_m):
+    """Of noise, a pixel of 0.5 m is the mean of what lies in it: not one of those, nor a blur."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (1, 3, 400, 400), generator=generator, dtype=torch.uint8)
+    chosen = at_one_gsd(0.5)
+    chosen(noise, torch.tensor([[gsd_m]]))
+    spread = float((chosen.model.image.std() * 0.226) * 255)
+    assert 0.6 < spread / (73.9 * gsd_m / 0.5) < 1.2  # means of n^2 pixels have 1 / n of it
+
+
+def test_training_and_predictions_show_a_network_the_same_pixels():
+    rgb = random_image(61, 83)[0].permute(1, 2, 0).numpy()
+    for gsd_m in (0.2, 0.37, 0.5, 0.9):
+        chosen = at_one_gsd(0.5)
+        image = torch.from_numpy(rgb).permute(2, 0, 1)[None]
+        chosen(image, torch.tensor([[gsd_m]]))
+        trained_on = Resize.between(rgb.shape[:2], gsd_m, 0.5).rgb(rgb)
+        expected = normalize_image(trained_on, "rgb")[None]
+        torch.testing.assert_close(chosen.model.image, expected, rtol=0, atol=0.02)  # a grey value
+
+
+def test_what_means_nothing_at_a_common_gsd_is_refused():
+    chosen = at_one_gsd(0.5)
+    with pytest.raises(InputError, match=r"test: .*0\.5 m per pixel.*use ensemble\.tta: d4"):
+        PoseEnsemble([member(), chosen], Tta.from_name("d4-ms"))
+    with pytest.raises(InputError, match=r"test: .*one of 20 m would be enlarged 40 times"):
+        chosen(random_image(), torch.tensor([[20.0], [20.0]]))
+    with pytest.raises(InputError, match=r"downsample is 2.*leave downsample out"):
+        LoadedModel(Recorder(), {}, "rgb", 1, True, "test", gsd_m=0.5).reduced_by(2)
 
 
 @pytest.mark.parametrize("factor", [2, 3])

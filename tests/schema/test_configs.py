@@ -52,11 +52,7 @@ def _build(cfg: dict[str, Any]) -> None:
     assert build_loss(cfg["loss"]).prefixes
     train = cfg["train"]
     build_augmentation(
-        train["augmentations"],
-        train["crop_size"],
-        train["downsample"],
-        train["height_warp"],
-        train["gsd_m"],
+        train["augmentations"], train["crop_size"], train["downsample"], train["height_warp"]
     )
     small = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
     optimizer = build_optimizer(small, cfg["optimizer"], 1)

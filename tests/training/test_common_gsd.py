@@ -12,6 +12,7 @@ from geopose.checkpoints.formats.pth import load_checkpoint, save_checkpoint
 from geopose.checkpoints.load import load_model
 from geopose.checkpoints.remote.fetch import Source
 from geopose.cli import run_command
+from geopose.data.folds import split_fold
 from geopose.data.layout import ImageRecord
 from geopose.data.layouts.splits import read_split
 from geopose.errors import InputError
@@ -42,7 +43,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained for an epoch, validated in batches."""
     more = (
-        f"train.gsd_m={GSD_M}", "train.augmentations=light", "train.downsample=2",
+        f"train.gsd_m={GSD_M}", "train.augmentations=light",
         "train.crop_size=48", "dataset.num_folds=2", "train.epochs=1", "train.plain_epochs=1",
         "train.loaders.valid.batch_size=4", "runner.top_k=1",
     )  # fmt: skip
@@ -67,7 +68,10 @@ def test_the_file_says_it_and_predictions_follow(
     best = run_dir / "checkpoints_mean_r2/best.pth"
     loaded = load_model(best)
     assert loaded.gsd_m == GSD_M
-    assert loaded.gsd_range_m == pytest.approx((GSD_M * 0.9 / 1.1, GSD_M / (0.9 * 0.9)))
+    learned, _ = split_fold(read_split(data_dir, "train"), 0, "stratified", 2)
+    gsds = [record.gsd_m for record in learned]  # of images as given
+    expected = (min(gsds) * 0.9 / 1.1, max(gsds) / (0.9 * 0.9))
+    assert loaded.gsd_range_m == pytest.approx(expected)
     assert run_command(main, ["info", str(best)]) == 0
     assert "brought to: 0.4 m/px" in " ".join(capsys.readouterr().out.split())
     chosen = Member(load_entry(ModelEntry((Source(str(best)),))))
@@ -83,6 +87,29 @@ def test_the_file_says_it_and_predictions_follow(
 def test_whole_images_that_no_longer_stack_are_refused(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set train\.crop_size, or batch_size=1"):
         train(data_dir, tmp_path / "run", f"train.gsd_m={GSD_M}", "train.crop_size=null")
+
+
+def test_the_other_way_to_shrink_is_refused_beside_it(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.gsd_m=0\.4 and train\.downsample=2: .*=1"):
+        train(data_dir, tmp_path / "run", f"train.gsd_m={GSD_M}", "train.downsample=2")
+    found = payload(0.4)
+    found["checkpoint_data"]["config"]["train"]["downsample"] = 2
+    save_checkpoint(tmp_path / "a.pth", found)
+    with pytest.raises(InputError, match=r"a\.pth: train\.gsd_m is set, so train\.downsample must"):
+        load_model(tmp_path / "a.pth")
+
+
+def test_a_run_that_knew_no_such_key_goes_on_without_and_is_not_given_one(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    last = train(sample_dir, tmp_path / "run", "train.epochs=1") / "checkpoints_mean_r2/last.pth"
+    older = torch.load(last, weights_only=False)
+    del older["checkpoint_data"]["config"]["train"]["gsd_m"]
+    torch.save(older, last)
+    with pytest.raises(InputError, match=r"train\.gsd_m=None, not 0\.4"):
+        train(sample_dir, tmp_path / "run", "train.epochs=2", "train.gsd_m=0.4")
+    train(sample_dir, tmp_path / "run", "train.epochs=2")
+    assert load_checkpoint(last)["checkpoint_data"]["config"]["train"]["gsd_m"] is None
 
 
 def test_networks_of_unequal_gsds_are_not_averaged(tmp_path: Path) -> None:

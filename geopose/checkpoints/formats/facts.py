@@ -121,7 +121,7 @@ def common_gsd_of(facts: Mapping[str, Any], where: str) -> float | None:
     """Metres per pixel that images are brought to before the network; None = they keep theirs.
 
     Raises:
-        InputError: what the file says is no length.
+        InputError: what the file says is no length, or images would be reduced as well.
     """
     train = facts["checkpoint_data"]["config"].get("train")
     gsd_m = train.get("gsd_m") if isinstance(train, Mapping) else None
@@ -129,6 +129,8 @@ def common_gsd_of(facts: Mapping[str, Any], where: str) -> float | None:
         return None
     if not is_number(gsd_m) or not 0 < gsd_m < math.inf:
         raise InputError(f"{where}: train.gsd_m is {gsd_m!r}, must be a length above 0, in metres")
+    if downsample_of(facts, where) > 1:
+        raise InputError(f"{where}: train.gsd_m is set, so train.downsample must be 1")
     return float(gsd_m)
 
 

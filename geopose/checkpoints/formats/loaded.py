@@ -15,6 +15,7 @@ from geopose.checkpoints.formats.facts import (
     gains_of,
     gsd_range_of,
 )
+from geopose.errors import InputError
 from geopose.models.build import normalization
 from geopose.models.normalization import IMAGENET, Normalization
 
@@ -35,7 +36,8 @@ class LoadedModel:
             of the image as given, before any reduction; None = unknown.
         normalization: of its input.
         gains: what heights and lengths of flow are multiplied by after the model.
-        gsd_m: metres per pixel that images are brought to first; None = they keep theirs.
+        gsd_m: metres per pixel of what the network is shown, whatever its images have; None = they
+            keep theirs.
     """
 
     model: nn.Module
@@ -66,11 +68,18 @@ class LoadedModel:
         )
 
     def reduced_by(self, downsample: int) -> "LoadedModel":
-        """The same network behind another reduction; it knows what it sees, not what is given."""
-        factor = self.downsample / downsample
-        known, gsd_m = self.gsd_range_m, self.gsd_m
+        """The same network behind another reduction; it knows what it sees, not what is given.
+
+        Raises:
+            InputError: it is shown one gsd, to which all images are brought.
+        """
+        if self.gsd_m is not None:
+            raise InputError(
+                f"{self.source}: downsample is {downsample}, and images are brought to "
+                f"{self.gsd_m:g} m per pixel for this network; leave downsample out"
+            )
+        known = self.gsd_range_m
         if known is not None:
-            known = known[0] * factor, known[1] * factor
-        if gsd_m is not None:
-            gsd_m *= factor
-        return replace(self, downsample=downsample, gsd_range_m=known, gsd_m=gsd_m)
+            least, largest = (gsd_m * self.downsample / downsample for gsd_m in known)
+            known = least, largest
+        return replace(self, downsample=downsample, gsd_range_m=known)

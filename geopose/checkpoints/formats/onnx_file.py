@@ -128,6 +128,7 @@ def _metadata(loaded: LoadedModel, facts: Mapping[str, Any]) -> dict[str, str]:
         "direction: (sin a, cos a) not normalised, flow (x right, y down) = agl * scale * "
         "(sin a, cos a)",
         "downsample": str(loaded.downsample),
+        "images_brought_to": f"{loaded.gsd_m!r} metres per pixel" if loaded.gsd_m else "as given",
         "scale_and_gsd_of": "reduced image" if loaded.scale_is_downsampled else "full image",
         "calibration": _gains_in_words(loaded.gains),
         "parameters": str(count),

@@ -5,13 +5,13 @@ the same 8-bit RGB image and makes its own input from it. The views of an image 
 shown to all members; as many go through a member at a time as the device's memory holds.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geopose.augment.common_gsd import Resize
 from geopose.checkpoints.formats.facts import NO_GAINS
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.errors import InputError, RunError
@@ -21,7 +21,6 @@ from geopose.inference.predict.tta import (
     Prediction,
     PredictionMean,
     Tta,
-    View,
     real_directions,
 )
 from geopose.inference.predict.view_batches import ViewBatches
@@ -31,7 +30,7 @@ from geopose.system.devices import is_out_of_memory
 TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
 TTA_MODES = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
-_ALIKE = 1e-4  # relative difference of two gsds that is not worth resizing for
+_LARGEST_ZOOM = 8.0  # of images that are brought to one gsd
 _MEAN_BYTES = 8  # of a pixel: height and magnitude
 
 
@@ -93,27 +92,39 @@ class Member(nn.Module):
         """
         if self.gsd_m is None:
             return self._predict(image, gsd_m)
-        gsds: list[float] = gsd_m.flatten().tolist()
-        if len(set(gsds)) == 1:
-            return self.common_gsd_view(gsds[0]).predict(self._predict, image, gsd_m)
-        parts = zip(gsds, image.split(1), gsd_m.split(1), strict=True)
-        return Prediction.cat(
-            [self.common_gsd_view(gsd).predict(self._predict, *part) for gsd, *part in parts]
-        )
+        if len(set(gsd_m.flatten().tolist())) == 1:
+            return self._resized(image, gsd_m)
+        parts = zip(image.split(1), gsd_m.split(1), strict=True)
+        return Prediction.cat([self._resized(*part) for part in parts])
 
-    def common_gsd_view(self, gsd_m: float) -> View:
-        """What brings an image of this gsd to the one that the network is shown, if it has one."""
-        if self.gsd_m is None or math.isclose(gsd_m, self.gsd_m, rel_tol=_ALIKE):
-            return View()
-        return View(zoom=gsd_m / self.gsd_m)
+    def at_common_gsd(self, image: Tensor, gsd_m: Tensor) -> Look:
+        """Images of one gsd, brought to the one that the network is shown, if there is one.
+
+        Raises:
+            InputError: they would be enlarged beyond all use.
+        """
+        height, width = image.shape[-2:]
+        own_m = float(gsd_m[0])
+        resize = Resize.between((height, width), own_m, self.gsd_m)
+        if resize.zoom > _LARGEST_ZOOM:
+            raise InputError(
+                f"{self.source}: images are brought to {self.gsd_m:g} m per pixel for it, and one "
+                f"of {own_m:g} m would be enlarged {resize.zoom:.0f} times; use another network"
+            )
+        return Look(resize.image(image.float()), gsd_m / resize.zoom)
+
+    def _resized(self, image: Tensor, gsd_m: Tensor) -> Prediction:
+        """Prediction of images of one gsd, which the network is shown at another."""
+        look = self.at_common_gsd(image, gsd_m)
+        found = self._predict(look.image, look.gsd_m)
+        return found.resized(image.shape[-2:], float(gsd_m[0] / look.gsd_m[0]))
 
     def _predict(self, image: Tensor, gsd_m: Tensor) -> Prediction:
         found = self._run(*self.shown(image, gsd_m))
         return found if self.downsample == 1 else self._at_size(found, image.shape[-2:])
 
     def shown(self, image: Tensor, gsd_m: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network takes of an image at the common gsd, if there is one: planes in its
-        order, normalised, and their gsd.
+        """What the network takes of an image: planes in its order, normalised, and their gsd.
 
         They are reduced by area; an edge that does not divide is repeated.
         """
@@ -171,6 +182,16 @@ class Member(nn.Module):
         )
 
 
+def _check_one_size(members: Sequence[nn.Module], tta: Tta) -> None:
+    """Raises InputError for views of several sizes and a member that is shown one gsd."""
+    for member in members:
+        if getattr(member, "gsd_m", None) is not None and any(v.resizes for v in tta.views):
+            raise InputError(
+                f"{member.source}: images are brought to {member.gsd_m:g} m per pixel for this "
+                "network, so views of several sizes mean nothing; use ensemble.tta: d4"
+            )
+
+
 class _Told:
     """Tells of every run once, also of those that are done a second time."""
 
@@ -211,6 +232,7 @@ class PoseEnsemble(nn.Module):
         if not members:
             raise InputError("ensemble.models is empty: name at least one checkpoint")
         check_tta_mode(tta_mode)
+        _check_one_size(members, tta)
         self.members = nn.ModuleList(members)
         self.tta = tta
         self.tta_mode = tta_mode

@@ -64,6 +64,14 @@ class Prediction(NamedTuple):
         """One prediction for each image."""
         return [Prediction(*parts) for parts in zip(*(x.split(1) for x in self), strict=True)]
 
+    def resized(self, size: Sequence[int], zoom: float) -> "Prediction":
+        """The prediction of a zoomed image for one of `size` (height, width) before the zoom."""
+        return self._replace(
+            agl_m=_resize(self.agl_m, size),
+            magnitude_px=_resize(self.magnitude_px, size) / zoom,
+            scale_px_per_m=self.scale_px_per_m / zoom,
+        )
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Prediction":
         """The prediction whose fields are all changed alike."""
         return Prediction(*(change(x) for x in self))
@@ -194,11 +202,7 @@ class View:
         if not self.resizes:
             return found
         _, zoom = self._zoomed(size)
-        return found._replace(
-            agl_m=_resize(found.agl_m, size),
-            magnitude_px=_resize(found.magnitude_px, size) / zoom,
-            scale_px_per_m=found.scale_px_per_m / zoom,
-        )
+        return found.resized(size, zoom)
 
     def predict(self, predictor: Predictor, image: Tensor, gsd_m: Tensor) -> Prediction:
         """Prediction of this view, moved back to the image as given."""

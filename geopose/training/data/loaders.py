@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geopose.augment.build import build_augmentation
-from geopose.augment.spatial import resized
+from geopose.augment.common_gsd import Resize
 from geopose.data.checks.truth import check_truth
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.folds import PLACE, split_fold
@@ -64,16 +64,14 @@ def _workers(count: int, prefetch: int) -> dict[str, Any]:
     return {"num_workers": count, "persistent_workers": True, "prefetch_factor": prefetch}
 
 
-def _size(record: ImageRecord, train: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) of the sample that a whole image becomes."""
-    height, width = image_size(record.rgb_file())
-    shrunk = height // train["downsample"], width // train["downsample"]
-    return resized(shrunk, record.gsd_m / (train["gsd_m"] or record.gsd_m))
+def _size(record: ImageRecord, gsd_m: float | None) -> tuple[int, int]:
+    """(height, width) of an image at the common gsd, if there is one."""
+    return Resize.between(image_size(record.rgb_file()), record.gsd_m, gsd_m).size
 
 
-def _check_one_size(records: list[ImageRecord], train: Mapping[str, Any]) -> None:
+def _check_one_size(records: list[ImageRecord], gsd_m: float | None) -> None:
     """Whole images are trained in one batch: InputError naming the first that does not fit."""
-    sizes = [_size(record, train) for record in records]
+    sizes = [_size(record, gsd_m) for record in records]
     for record, (height, width) in zip(records, sizes, strict=True):
         if (height, width) != sizes[0]:
             raise InputError(
@@ -89,9 +87,8 @@ def _sample_bytes(records: GeoposeDataset, whole: bool) -> int:
     size = sum(value.nbytes for value in tensors)
     if not whole:
         return size
-    height, width = image_size(records.records[0].rgb_file())
-    most = max(h * w for h, w in (image_size(r.rgb_file()) for r in records.records))
-    return size * -(-most // (height * width))
+    areas = [h * w for h, w in (_size(record, records.gsd_m) for record in records.records)]
+    return size * -(-max(areas) // areas[0])
 
 
 def _room(
@@ -132,7 +129,7 @@ def _check_parts(
             "processes or a smaller dataset.num_folds"
         )
     if cfg["train"]["crop_size"] is None and cfg["batch_size"] > 1:
-        _check_one_size(train, cfg["train"])
+        _check_one_size(train, cfg["train"]["gsd_m"])
 
 
 def _parts(cfg: Mapping[str, Any]) -> tuple[list[ImageRecord], list[ImageRecord]]:
@@ -160,26 +157,26 @@ def _training_set(
     cfg: Mapping[str, Any], records: list[ImageRecord], variances: _Variances
 ) -> GeoposeDataset:
     train = cfg["train"]
-    size, gsd_m = (train["crop_size"], train["downsample"]), train["gsd_m"]
+    size = train["crop_size"], train["downsample"]
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
-        build_augmentation(train["augmentations"], *size, train["height_warp"], gsd_m),
+        build_augmentation(train["augmentations"], *size, train["height_warp"]),
         seed=cfg["seed"],
         repeats=train["crops_per_image"],
         cache=train["cache"],
         normalization=normalization(cfg["model"]),
         variances=variances,
-        plain=build_augmentation("none", *size, gsd_m=gsd_m),
+        plain=build_augmentation("none", *size),
+        gsd_m=train["gsd_m"],
     )
 
 
 def _validation_set(
     cfg: Mapping[str, Any], records: list[ImageRecord], variances: _Variances
 ) -> GeoposeDataset:
-    downsample, gsd_m, cache = (cfg["train"][key] for key in ("downsample", "gsd_m", "cache"))
-    as_it_is = downsample == 1 and gsd_m is None
-    whole = None if as_it_is else build_augmentation("none", None, downsample, gsd_m=gsd_m)
+    downsample, cache = cfg["train"]["downsample"], cfg["train"]["cache"]
+    whole = build_augmentation("none", None, downsample) if downsample > 1 else None
     return GeoposeDataset(
         records,
         channel_order(cfg["model"]),
@@ -187,6 +184,7 @@ def _validation_set(
         cache=cache,
         normalization=normalization(cfg["model"]),
         variances=variances,
+        gsd_m=cfg["train"]["gsd_m"],
     )
 
 
@@ -204,10 +202,8 @@ def _training_loader(cfg: Mapping[str, Any], samples: GeoposeDataset, **common: 
     )
 
 
-def _validation_loader(
-    samples: GeoposeDataset, batch_size: int, train: Mapping[str, Any], **common: Any
-) -> DataLoader:
-    sizes = [_size(record, train) for record in samples.records]
+def _validation_loader(samples: GeoposeDataset, batch_size: int, **common: Any) -> DataLoader:
+    sizes = [_size(record, samples.gsd_m) for record in samples.records]
     batches = SizeBatches(ShardSampler(len(samples)), sizes, batch_size)
     return DataLoader(samples, batch_sampler=batches, **common)
 
@@ -250,7 +246,5 @@ def build_loaders(
     common = {"worker_init_fn": _start_worker, "pin_memory": device.type == "cuda"}
     return {
         "train": _training_loader(cfg, train_set, **train_workers, **common),
-        "valid": _validation_loader(
-            valid_set, valid_batch, cfg["train"], **valid_workers, **common
-        ),
+        "valid": _validation_loader(valid_set, valid_batch, **valid_workers, **common),
     }
