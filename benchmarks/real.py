@@ -1,7 +1,10 @@
 """How well models do on real views that they have never seen: one row a checkpoint.
 
-    python benchmarks/real.py --views DIR [DIR ...] --models NAME=FILE [NAME=FILE ...]
+    python benchmarks/real.py --views DIR [DIR ...] --models demo [NAME=FILE ...]
         [--csv benchmarks/results/real.csv] [--picture FILE] [--tta d4]
+
+`demo` is the demonstration network, with the views that it runs with everywhere (d4-zoom); others
+are shown in those of d4, unless `--tta` says otherwise.
 
 A DIR of `--views` holds `<id>_RGB.tif`, `<id>_AGL.tif` and `<id>_VFLOW.json`, itself or in
 `train/`, and says gsd in `metadata.csv` (else `--gsd`); its images are one city, named like it.
@@ -28,8 +31,10 @@ from geopose.data.vflow import read_vflow  # noqa: E402
 from geopose.errors import InputError  # noqa: E402
 from geopose.imagery.files.raster import open_raster  # noqa: E402
 from geopose.imagery.place.flow import sensor_flow  # noqa: E402
+from geopose.inference.named_models import resolve_model  # noqa: E402
 from geopose.metrics import ScoreAccumulator  # noqa: E402
 from geopose.output.preview import Pose, PreviewRow, draw_preview  # noqa: E402
+from geopose.words import DEMO  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -116,32 +121,37 @@ def _rounded(value: object) -> object:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
-def _named(text: str) -> tuple[str, Path]:
+def _named(text: str) -> tuple[str, Path, str]:
+    """Name, file and views of a model."""
     name, _, file = text.rpartition("=")
-    return name or Path(file).stem, Path(file)
+    if file == DEMO:
+        config = resolve_model(DEMO)
+        return name or DEMO, config.models[0].files[0], str(config.tta)
+    return name or Path(file).stem, Path(file), "d4"
 
 
 def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--views", type=Path, nargs="+", required=True, metavar="DIR")
-    parser.add_argument("--models", type=_named, nargs="+", default=[], metavar="NAME=FILE")
+    parser.add_argument("--models", type=_named, nargs="+", default=[], metavar="NAME=FILE",
+                        help=f"checkpoints, or {DEMO}")  # fmt: skip
     parser.add_argument("--gsd", type=float, help="metres a pixel where no metadata.csv says it")
-    parser.add_argument("--tta", default="d4", help="as in an inference config, or none (d4)")
+    parser.add_argument("--tta", help="as in an inference config, or none (by model)")
     parser.add_argument("--csv", type=Path, help="write the rows into this file, too")
     parser.add_argument("--picture", type=Path, help="draw the last model on the first folder")
     parser.add_argument("--each", action="store_true", help="also print every view's numbers")
     arguments = parser.parse_args()
-    tta = None if arguments.tta == "none" else arguments.tta
     rows: list[dict[str, object]] = []
     for number, folder in enumerate(arguments.views):
         views = read_views(folder, arguments.gsd)
         rows.append({"model": "zero heights", "place": folder.name, "tta": "none"})
         flat = score(views, zero_heights(views))
         rows[-1] |= flat | dict.fromkeys(("angle_deg", "angle_deg_by_scale"), math.nan)
-        for name, file in arguments.models:
-            poses = [pose for _, pose in predict(file, views, tta)]
-            rows.append({"model": name, "place": folder.name, "tta": arguments.tta})
+        for name, file, usual in arguments.models:
+            tta = arguments.tta or usual
+            poses = [pose for _, pose in predict(file, views, None if tta == "none" else tta)]
+            rows.append({"model": name, "place": folder.name, "tta": tta})
             rows[-1] |= score(views, poses)
             if arguments.each:
                 _print_views(views, poses)
