@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from geopose.imagery.place.georeference import Georeference
 from geopose.imagery.rectify import Window, Windows
-from geopose.products.flow_source import FROM_SENSOR
 from geopose.products.predicted import Flow, Flows, PredictedImage
+from geopose.words import FROM_SENSOR
 from tests.box_scenes import render_boxes, town
 from tests.tiny_data import smooth_rgb
 

@@ -27,6 +27,7 @@ LOADED = [
     "tests.programs",
     "torch.distributed.run",
     "geopose.checkpoints.__main__",
+    "geopose.checkpoints.command",
     "geopose.convert",
     "geopose.evaluation",
     "geopose.imagery.command",

@@ -14,10 +14,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import geopose
-from geopose import commands
+from geopose import commands, words
+from geopose.checkpoints import export
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.errors import InputError
 from geopose.files import config_folder
+from geopose.models import normalization
 from tests.tiny_run import ENVIRONMENT, ROOT, run_interpreter, run_script
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -117,6 +119,15 @@ def test_help_does_not_wait_for_libraries(function: str) -> None:
     assert done.stdout.startswith("usage: ")
 
 
+def test_help_of_checkpoints_does_not_wait_either() -> None:
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'matplotlib']))"
+    program = f"{hidden}; from geopose.checkpoints.__main__ import main; main()"
+    for command in ([], ["info"], ["export"], ["calibrate"], ["quantize"]):
+        done = run_interpreter("-c", program, *command, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("usage: ")
+
+
 def _without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.delitem(sys.modules, "geopose.checkpoints.formats.onnx_file", raising=False)
     for package in packages:
@@ -136,7 +147,7 @@ def test_everything_else_works_without_the_optional_packages() -> None:
         "import sys\n"
         "for name in ('onnx', 'onnxruntime', 'onnxscript', 'openvino', 'pytest'):\n"
         "    sys.modules[name] = None\n"
-        "import geopose.checkpoints.__main__, geopose.evaluation, geopose.convert\n"
+        "import geopose.checkpoints.command, geopose.evaluation, geopose.convert\n"
         "import geopose.inference.submission.job, geopose.inference.images.job\n"
         "assert not {'albumentations', 'sklearn'} & set(sys.modules)  # for training alone\n"
         "import geopose.training.fit\n"
@@ -145,3 +156,8 @@ def test_everything_else_works_without_the_optional_packages() -> None:
         [sys.executable, "-c", program], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_words_of_options_are_those_that_have_a_meaning() -> None:
+    assert tuple(normalization.CHANNEL_ORDERS) == words.CHANNEL_ORDERS
+    assert tuple(export.WRITERS) == words.NETWORK_SUFFIXES

@@ -26,10 +26,10 @@ from geopose.inference.predict.tta import Tta
 from geopose.quantization.calibration import shuffled
 from geopose.quantization.score import with_truth
 from geopose.system.progress import progress_bar
+from geopose.words import HELD_OUT
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = "held-out"
 _MOST_OFF_DEG = 15.0  # a cosine of 0.97
 _PUBLISHED_SPLIT = "region_stratified"  # how published configs call what is stratified by city
 

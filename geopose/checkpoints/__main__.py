@@ -1,4 +1,7 @@
-"""python -m geopose.checkpoints COMMAND: fetch, describe, average, export, calibrate, quantise."""
+"""python -m geopose.checkpoints COMMAND: fetch, describe, average, export, calibrate, quantise.
+
+Options alone; what the commands do is in `command`, which takes seconds to import.
+"""
 
 import argparse
 import math
@@ -7,118 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geopose.calibration.command import HELD_OUT, calibrated_facts
-from geopose.calibration.command import Options as CalibrationOptions
-from geopose.checkpoints.export import (
-    DEEPNESS,
-    WRITERS,
-    check_target,
-    locked_target,
-    write_for_deepness,
-    write_network,
-)
-from geopose.checkpoints.formats.given import GivenNetwork, read_network
-from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
-from geopose.checkpoints.formats.pth import ONNX, load_checkpoint
-from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
-from geopose.checkpoints.info import describe
-from geopose.checkpoints.load import load_model, read_facts
-from geopose.checkpoints.remote.fetch import Source, fetch, fetch_all, file_sha256, is_url
-from geopose.checkpoints.remote.listed import listed_sources
 from geopose.cli import ArgumentParser, positive_int, run_command
-from geopose.data.layout import resolve_data_dir
 from geopose.data.layouts.splits import SPLITS, add_data_options
-from geopose.errors import InputError, one_line, printable
-from geopose.files.config_folder import shipped_or_own
-from geopose.inference.predict.tta import TTA_NAMES
-from geopose.models.normalization import CHANNEL_ORDERS
-from geopose.quantization.command import MAX_DROP, Options, write_quantized
-
-_LONGEST = 2000  # characters of a line of `info`; what follows is no description any more
-
-
-def _say_hash(path: Path) -> None:
-    sys.stdout.write(printable(f"{file_sha256(path)}  {path}") + "\n")
-
-
-def _fetch(args: argparse.Namespace) -> None:
-    """Everything that the configs name, downloaded, and its hashes."""
-    sources: list[Source] = []
-    for text in args.what:
-        if is_url(text):
-            sources.append(Source(text))
-        else:
-            sources += listed_sources(shipped_or_own(Path(text)))
-    for path in dict.fromkeys(fetch_all(sources)):
-        _say_hash(path)
-
-
-def _given(args: argparse.Namespace) -> GivenNetwork | None:
-    """The network that the command line names."""
-    if args.model is not None:
-        return read_network(args.model, args.channel_order)
-    if args.channel_order is not None:
-        raise InputError("--channel-order goes with --model; a file with a config says its own")
-    return None
-
-
-def _info(args: argparse.Namespace) -> None:
-    given = _given(args)
-    for number, name in enumerate(args.files):
-        path = fetch(Source(name))
-        sys.stdout.write(printable(f"{'' if number == 0 else chr(10)}{path}") + "\n")
-        for key, value in describe(path, given).items():
-            sys.stdout.write(f"  {key + ':':<15} {one_line(value, _LONGEST)}\n")
-
-
-def _average(args: argparse.Namespace) -> None:
-    """Mean weights, with the first file's config and a word about where they come from."""
-    if len(args.files) < 2:
-        raise InputError("average: give at least two files")
-    check_target(args.output, args.force, (".pth", ".safetensors"))
-    given = _given(args)
-    paths = fetch_all([Source(name) for name in args.files])
-    loaded = load_model(paths, given)
-    facts = read_facts(paths[0], given)
-    facts["checkpoint_data"] = {"config": facts["checkpoint_data"]["config"]}
-    facts["averaged_from"] = [{"file": p.name, "sha256": file_sha256(p)} for p in paths]
-    write_network(args.output, loaded, facts)
-    _say_hash(args.output)
-
-
-def _export(args: argparse.Namespace) -> None:
-    if (args.purpose is None) != (args.gsd is None):
-        raise InputError(f"--for {DEEPNESS} and --gsd go together; give both or none")
-    check_target(args.output, args.force, tuple(WRITERS) if args.purpose is None else (ONNX,))
-    given = _given(args)
-    path = fetch(Source(args.file))
-    load_checkpoint(path, given)  # an .onnx file has no weights to export
-    facts = read_facts(path, given)
-    if args.recipe is not None:
-        facts["recipe"] = args.recipe
-    loaded = load_model(path, given)
-    if args.purpose == DEEPNESS:
-        write_for_deepness(args.output, loaded, facts, args.gsd)
-    else:
-        write_network(args.output, loaded, facts)
-    _say_hash(args.output)
-
-
-def _calibrate(args: argparse.Namespace) -> None:
-    """The same weights, with gains in the file's header."""
-    check_target(args.output, args.force, (".pth", SAFETENSORS))
-    if args.fold is not None and args.split != HELD_OUT:
-        raise InputError(f"--fold goes with --split {HELD_OUT}; leave one of them out")
-    given = _given(args)
-    options = CalibrationOptions(
-        resolve_data_dir(args.data_dir), args.layout, args.split, args.fold, args.images,
-        None if args.tta == "null" else args.tta, args.force,
-    )  # fmt: skip
-    path = fetch(Source(args.file))
-    load_checkpoint(path, given)  # an .onnx or .int8 file has no weights to write
-    loaded = load_model(path, given)
-    write_network(args.output, loaded, calibrated_facts(loaded, read_facts(path, given), options))
-    _say_hash(args.output)
+from geopose.words import (
+    CHANNEL_ORDERS,
+    DEEPNESS,
+    HELD_OUT,
+    INT8,
+    MAX_DROP,
+    NETWORK_SUFFIXES,
+    SAFETENSORS,
+    TTA_NAMES,
+)
 
 
 def _metres(text: str) -> float:
@@ -130,21 +33,6 @@ def _metres(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of metres above 0")
     return value
-
-
-def _quantize(args: argparse.Namespace) -> None:
-    check_target(args.output, args.force, (INT8,))
-    given = _given(args)
-    options = Options(
-        resolve_data_dir(args.data_dir), args.layout, args.split, args.images, args.size,
-        args.measure, None if args.tta == "null" else args.tta, args.max_drop,
-    )  # fmt: skip
-    path = fetch(Source(args.file))
-    loaded, facts = load_model(path, given), read_facts(path, given)
-    source = {"file": path.name, "sha256": file_sha256(path)}
-    with locked_target(args.output):
-        write_quantized(args.output, loaded, facts, source, options)
-    _say_hash(args.output)
 
 
 def _limit(text: str) -> float:
@@ -209,7 +97,6 @@ def _add_quantize(commands: Any, parents: list[argparse.ArgumentParser]) -> None
         help=f"of the score, beyond which nothing is written (default: {MAX_DROP} where there is "
         "truth)",
     )
-    quantize.set_defaults(run=_quantize)
 
 
 def _whole(text: str) -> int:
@@ -245,7 +132,6 @@ def _add_calibrate(commands: Any, parents: list[argparse.ArgumentParser]) -> Non
         "--images", type=positive_int, metavar="N", help="to fit on, at most (default: all)"
     )
     _add_views(calibrate, "null")
-    calibrate.set_defaults(run=_calibrate)
 
 
 def _add_fetch(commands: Any) -> None:
@@ -256,7 +142,6 @@ def _add_fetch(commands: Any) -> None:
         "hub's folder), check what is there already, and print SHA-256 hashes.",
     )
     fetch.add_argument("what", nargs="+", metavar="CONFIG | URL", help="inference config, or URL")
-    fetch.set_defaults(run=_fetch)
 
 
 def _add_info(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -266,7 +151,6 @@ def _add_info(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="what a file is: network, fold, epoch, scores, hash",
     )
     info.add_argument("files", nargs="+", metavar="FILE")
-    info.set_defaults(run=_info)
 
 
 def _add_average(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -277,7 +161,6 @@ def _add_average(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     average.add_argument(
         "-o", "--output", required=True, type=Path, metavar="OUT", help=".pth or .safetensors"
     )
-    average.set_defaults(run=_average)
 
 
 def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -287,7 +170,7 @@ def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="the network alone, without what training left in the file",
     )
     export.add_argument("file", metavar="FILE")
-    export.add_argument("output", type=Path, metavar="OUT", help=" or ".join(WRITERS))
+    export.add_argument("output", type=Path, metavar="OUT", help=" or ".join(NETWORK_SUFFIXES))
     export.add_argument("--recipe", metavar="TEXT", help="how the network was made; OUT says it")
     export.add_argument(
         "--for",
@@ -301,7 +184,6 @@ def _add_export(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         metavar="M",
         help="metres per pixel of the images that it will see (with --for)",
     )
-    export.set_defaults(run=_export)
 
 
 def _network_options() -> ArgumentParser:
@@ -327,7 +209,7 @@ def _parser() -> ArgumentParser:
         description="Fetch, describe, average, export, calibrate and quantise checkpoint files. "
         "FILE is a path or URL.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     network, force = _network_options(), ArgumentParser(add_help=False)
     force.add_argument("--force", action="store_true", help="overwrite a file that is there")
     _add_fetch(commands)
@@ -340,7 +222,9 @@ def _parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one of the commands; see `--help`."""
     args = _parser().parse_args(argv)
-    args.run(args)
+    from geopose.checkpoints.command import COMMANDS  # torch, which --help need not wait for
+
+    COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":

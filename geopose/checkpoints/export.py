@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.checkpoints.formats.pth import ONNX, save_checkpoint
-from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
+from geopose.checkpoints.formats.pth import save_checkpoint
 from geopose.checkpoints.formats.safetensors_file import write_safetensors
 from geopose.errors import InputError
 from geopose.files.lock import locked
 from geopose.files.writable import check_file_target
 from geopose.system.optional import needs_extra
+from geopose.words import ONNX, PTH, SAFETENSORS
 
-DEEPNESS = "deepness"
 _Writer = Callable[[Path, LoadedModel, Mapping[str, Any]], None]
 
 
@@ -37,7 +36,7 @@ def _write_onnx(path: Path, loaded: LoadedModel, facts: Mapping[str, Any]) -> No
 
 
 WRITERS: dict[str, _Writer] = {
-    ".pth": _write_pth, SAFETENSORS: _write_safetensors, ONNX: _write_onnx,
+    PTH: _write_pth, SAFETENSORS: _write_safetensors, ONNX: _write_onnx,
 }  # fmt: skip
 
 

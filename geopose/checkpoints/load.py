@@ -15,7 +15,6 @@ from geopose.checkpoints.formats.facts import (
     gains_of,
 )
 from geopose.checkpoints.formats.given import GivenNetwork
-from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.int8_file import read_int8_facts
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.checkpoints.formats.pth import (
@@ -29,6 +28,7 @@ from geopose.errors import InputError
 from geopose.models.build import build_model
 from geopose.models.legacy import current_model_config
 from geopose.system.optional import needs_extra
+from geopose.words import INT8
 
 # Keys of model configs that only matter to training, or to people.
 _NO_DIFFERENCE = {"pretrained", "slug", "dropout_rate", "drop_path_rate"}

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from geopose.checkpoints.formats.given import GivenNetwork
-from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.int8_file import calibration_in_words
 from geopose.checkpoints.formats.loaded import LoadedModel
-from geopose.checkpoints.formats.pth import ENGINE_FILES, ONNX
+from geopose.checkpoints.formats.pth import ENGINE_FILES
 from geopose.checkpoints.load import load_model, read_facts
 from geopose.errors import InputError
 from geopose.inference.config import InferenceConfig, ModelEntry
@@ -24,6 +23,7 @@ from geopose.inference.predict.tta import Tta
 from geopose.system.devices import allow_tf32, has_int8_sums
 from geopose.system.memory import keep_freed_memory
 from geopose.system.optional import needs_extra
+from geopose.words import INT8, ONNX
 
 logger = logging.getLogger(__name__)
 

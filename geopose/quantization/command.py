@@ -26,10 +26,10 @@ from geopose.quantization.calibration import Calibration, shuffled
 from geopose.quantization.layers import not_in_8_bits, readable
 from geopose.quantization.quantize import check_nncf, quantize
 from geopose.quantization.score import score_on, with_truth
+from geopose.words import MAX_DROP
 
 logger = logging.getLogger(__name__)
 
-MAX_DROP = 0.002
 _DIGITS = 5  # of a score that is kept
 
 

@@ -20,11 +20,11 @@ from geopose.imagery.place.field import FlowField, read_field
 from geopose.imagery.place.georeference import Gcp, Georeference
 from geopose.imagery.rectify import rectify
 from geopose.products import item
-from geopose.products.flow_source import FROM_RPC
 from geopose.products.predicted import Flow, Flows
 from geopose.products.selection import ALL, parse_products
 from geopose.products.thumbnail import Thumbnail
 from geopose.products.write import ProductOptions, write_products
+from geopose.words import FROM_RPC
 from tests.made_up_rpc import made_up_rpc
 from tests.predicted_images import FLOW, SHAPE, UTM, Recorded, array_of, predicted_town
 

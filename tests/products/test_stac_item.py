@@ -13,10 +13,10 @@ from geopose.imagery.files.raster import open_raster
 from geopose.imagery.map import MapLayout
 from geopose.imagery.place.flow import map_flow, sensor_direction
 from geopose.imagery.place.georeference import Georeference
-from geopose.products.flow_source import FROM_MODEL, FROM_RPC
 from geopose.products.predicted import Flow, Flows, PredictedImage
 from geopose.products.where import footprint
 from geopose.products.write import ProductOptions, write_products
+from geopose.words import FROM_MODEL, FROM_RPC
 from tests.made_up_rpc import LAT, LON, made_up_rpc
 from tests.predicted_images import FLOW, SHAPE, predicted_town
 from tests.tiny_data import REALDATA

@@ -21,8 +21,8 @@ from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.models.geopose_unet import HeadOutputs
 from geopose.schema.numbers import is_whole
+from geopose.words import INT8
 
-SUFFIX = ".int8"
 _GRAPH, _WEIGHTS = "graph", "weights"
 _OPSET = re.compile(r"opset\d{1,3}")
 _LARGEST_STRIDE = 1024
@@ -95,7 +95,7 @@ def read_int8_graph(path: Path) -> tuple[bytes, bytes]:
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(
-        f"{path}: not a readable {SUFFIX} file ({one_line(error, 120)}); copy or download it again"
+        f"{path}: not a readable {INT8} file ({one_line(error, 120)}); copy or download it again"
     )
 
 

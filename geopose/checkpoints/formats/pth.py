@@ -24,17 +24,15 @@ import geopose
 from geopose.checkpoints.formats.contents import check_network, weights_of, with_network
 from geopose.checkpoints.formats.facts import LABELS_CONVERTED
 from geopose.checkpoints.formats.given import GivenNetwork
-from geopose.checkpoints.formats.int8_file import SUFFIX as INT8
 from geopose.checkpoints.formats.pickles import ALLOWED
-from geopose.checkpoints.formats.safetensors_file import SUFFIX as SAFETENSORS
 from geopose.checkpoints.formats.safetensors_file import read_safetensors
 from geopose.checkpoints.formats.tar_format import is_tar, read_tar
 from geopose.checkpoints.formats.zip_format import check_zip, is_zip
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
 from geopose.files.kinds import foreign_kind
+from geopose.words import INT8, ONNX, SAFETENSORS
 
-ONNX = ".onnx"
 ENGINE_FILES = (ONNX, INT8)  # files that hold a network to run, and no weights to take
 SAVED_VERSIONS = ("timm", "pytorch-toolbelt", "albumentations", "numpy")
 UNITS = {"agl": "m", "magnitude": "px", "scale": "px/m", "angle": "rad", "gsd": "m/px"}

@@ -12,8 +12,6 @@ from geopose.checkpoints.formats.facts import METADATA_KEY, facts_from_text, fac
 from geopose.errors import InputError, RunError
 from geopose.files.atomic import atomic_path
 
-SUFFIX = ".safetensors"
-
 
 def write_safetensors(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Writes weights and facts atomically.

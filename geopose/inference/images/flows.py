@@ -15,8 +15,8 @@ from geopose.errors import InputError
 from geopose.geometry import angle_difference, angle_to_vector, vector_to_angle
 from geopose.imagery.place.flow import FlowField, SensorFlow
 from geopose.inference.images.tiling import Tiling
-from geopose.products.flow_source import FROM_MODEL, FROM_RPC, FROM_SENSOR
 from geopose.products.predicted import Flow, Flows
+from geopose.words import FROM_MODEL, FROM_RPC, FROM_SENSOR
 
 # Of the longer vector's length. The authors of the challenge's baseline give mean errors of 8 to 15
 # degrees, 0.14 to 0.26 of a length; beyond this even a good model is wrong.
