@@ -134,7 +134,7 @@ def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--views", type=Path, nargs="+", required=True, metavar="DIR")
-    parser.add_argument("--models", type=_named, nargs="+", default=[], metavar="NAME=FILE",
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FILE",
                         help=f"checkpoints, or {DEMO}")  # fmt: skip
     parser.add_argument("--gsd", type=float, help="metres a pixel where no metadata.csv says it")
     parser.add_argument("--tta", help="as in an inference config, or none (by model)")
@@ -142,25 +142,26 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw the last model on the first folder")
     parser.add_argument("--each", action="store_true", help="also print every view's numbers")
     arguments = parser.parse_args()
+    models = [_named(text) for text in arguments.models]
     rows: list[dict[str, object]] = []
     for number, folder in enumerate(arguments.views):
         views = read_views(folder, arguments.gsd)
         rows.append({"model": "zero heights", "place": folder.name, "tta": "none"})
         flat = score(views, zero_heights(views))
         rows[-1] |= flat | dict.fromkeys(("angle_deg", "angle_deg_by_scale"), math.nan)
-        for name, file, usual in arguments.models:
+        for name, file, usual in models:
             tta = arguments.tta or usual
             poses = [pose for _, pose in predict(file, views, None if tta == "none" else tta)]
             rows.append({"model": name, "place": folder.name, "tta": tta})
             rows[-1] |= score(views, poses)
             if arguments.each:
                 _print_views(views, poses)
-        if arguments.picture is not None and number == 0 and arguments.models:
+        if arguments.picture is not None and number == 0 and models:
             drawn = [
                 PreviewRow(view.name, view.rgb, view.truth, pose)
                 for view, pose in list(zip(views, poses, strict=True))[::3]
             ]
-            draw_preview(arguments.picture, drawn, f"Real views, {arguments.models[-1][0]}")
+            draw_preview(arguments.picture, drawn, f"Real views, {models[-1][0]}")
     _print_table(rows)
     if arguments.csv is not None:
         add_rows(arguments.csv, rows)

@@ -22,9 +22,9 @@ sittings. A recipe that changes is run anew; its old rows stay and are not in th
 
 The data is made on first use:
 
-    python -m geopose.sample_city --out runs/recipes/mixed --train 60 --test 0 --size 512 \\
+    python -m geopose.sample_city --out runs/recipes/data --train 60 --test 0 --size 512 \\
         --seed 3 --preset mixed
-    python convert_j2k.py --data-dir runs/recipes/mixed
+    python convert_j2k.py --data-dir runs/recipes/data
 
 Real encoders on a GPU and real data are the same two commands, with what differs after `--`:
 
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
     parser.add_argument("--tta", default="none", help="as in an inference config (none)")
     parser.add_argument("--model", default="sample_unet", help="option of configs/model")
-    parser.add_argument("--data-dir", type=Path, default=ROOT / "runs/recipes/mixed")
+    parser.add_argument("--data-dir", type=Path, default=ROOT / "runs/recipes/data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/recipes", help="run directories")
     parser.add_argument("--csv", type=Path, default=RESULTS, help="results, added to")
     parser.add_argument("extra", nargs="*", metavar="KEY=VALUE", help="of train.py, after --")

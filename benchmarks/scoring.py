@@ -15,7 +15,7 @@ from geopose.data.layout import ImageRecord
 from geopose.data.rgb import read_rgb
 from geopose.data.vflow import read_vflow
 from geopose.geometry import angle_difference
-from geopose.inference.predict.ensemble import Member
+from geopose.inference.predict.ensemble import Member, check_views
 from geopose.inference.predict.tta import Tta
 from geopose.metrics import ScoreAccumulator
 from geopose.output.preview import Pose
@@ -54,6 +54,7 @@ def predict(
         device: where the network computes.
     """
     member, mean = Member(load_model(checkpoint)).eval().to(device), Tta.from_name(tta)
+    check_views(member, mean)
     for view in views:
         image = torch.from_numpy(np.ascontiguousarray(view.rgb.transpose(2, 0, 1)))[None]
         gsd_m = torch.tensor([[view.gsd_m]])

@@ -1,8 +1,9 @@
 """Brings images of any sensor to one ground sampling, for training and predictions alike.
 
 In: an image, its gsd and the one that is wanted. Out: the image in as many whole pixels as come
-nearest to it. Shrinking takes the mean of what falls together, so that a fine image looks as a
-coarse sensor would have seen it; enlarging is bilinear. Edges stay edges: nothing shifts.
+nearest to it. Colours are interpolated (bilinear), where an image shrinks over as many pixels as
+fall together, so that fine texture becomes a mean and no pattern. Heights are picked, never mixed.
+The edges of the image stay where they are: nothing shifts.
 """
 
 import math
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geopose.augment.height import warp_heights
+from geopose.augment.height import shrink_heights
 
+LARGEST_ZOOM = 8.0  # beyond, an image is enlarged to no use
 _ALIKE = 1e-4  # relative difference of two gsds that is not worth resizing for
 
 
@@ -56,10 +58,29 @@ class Resize(NamedTuple):
         return found
 
     def heights(self, agl_m: NDArray[np.float32]) -> NDArray[np.float32]:
-        """H x W metres, NaN = unknown; each that comes out is the nearest of those that go in."""
+        """H x W metres, NaN = unknown; each that comes out is one of those that go in: the median
+        of a block where at least two by two fall together, and of these the nearest."""
         if agl_m.shape == self.size:
             return agl_m
-        steps = [before / after for before, after in zip(agl_m.shape, self.size, strict=True)]
-        y, x = steps
-        to_input = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]])
-        return warp_heights(agl_m, to_input, self.size)
+        block = max(1, int(min(agl_m.shape[0] / self.size[0], agl_m.shape[1] / self.size[1])))
+        blocks = agl_m
+        if block > 1:
+            over = [(0, -length % block) for length in agl_m.shape]
+            blocks = shrink_heights(np.pad(agl_m, over, constant_values=np.nan), block)
+        rows, columns = (
+            _nearest(before, after, block)
+            for before, after in zip(agl_m.shape, self.size, strict=True)
+        )
+        return np.ascontiguousarray(blocks[np.ix_(rows, columns)])
+
+
+def _nearest(before: int, after: int, block: int) -> NDArray[np.intp]:
+    """Of `after` pixels along a side of `before`, the block that the middle of each lies in.
+
+    Where it lies between two, it is the left and the right one in turn, so that nothing shifts.
+    """
+    number = np.arange(after)
+    place = (number + 0.5) * before / after / block
+    found = np.floor(place)
+    found -= np.isclose(place, np.rint(place), rtol=0, atol=1e-9) & (number % 2 == 0)
+    return np.clip(found, 0, -(-before // block) - 1).astype(np.intp)

@@ -82,7 +82,7 @@ def export_for_deepness(
             f"{loaded.source}: images are brought to {loaded.gsd_m:g} m/px before this network, "
             f"and --gsd is {gsd_m:g}; give --gsd {loaded.gsd_m:g}"
         )
-    known = loaded.gsd_range_m
+    known = loaded.gsd_range_m if loaded.gsd_m is None else None
     if known is not None and not known[0] <= gsd_m <= known[1]:
         logger.warning(
             "%s: was trained on images of %.3g to %.3g m/px; at %.3g it knows less",

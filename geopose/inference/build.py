@@ -63,11 +63,18 @@ def known_gsd(config: InferenceConfig) -> tuple[float, float] | None:
     """(finest, coarsest) ground sampling, metres per pixel, that all models of a config know.
 
     Where they have nothing in common, from the finest of any to the coarsest; None = unknown.
+    Networks that every image is brought to one gsd for do so themselves and have no say beside
+    others; where there are no others, it is theirs, if they agree.
 
     Raises:
         InputError: a checkpoint that cannot be used.
     """
-    ranges = [r for e in config.models if (r := load_entry(e).gsd_range_m) is not None]
+    models = [load_entry(entry) for entry in config.models]
+    common = {model.gsd_m for model in models}
+    if len(common) == 1 and None not in common:
+        (gsd_m,) = common
+        return gsd_m, gsd_m  # type: ignore[return-value]
+    ranges = [m.gsd_range_m for m in models if m.gsd_m is None and m.gsd_range_m is not None]
     if not ranges:
         return None
     finest, coarsest = max(r[0] for r in ranges), min(r[1] for r in ranges)

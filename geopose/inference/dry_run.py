@@ -17,7 +17,7 @@ from geopose.inference.config import InferenceConfig
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
 from geopose.inference.pipeline.task import Plan, Task
-from geopose.inference.predict.ensemble import PoseEnsemble, held_bytes
+from geopose.inference.predict.ensemble import PoseEnsemble, check_views, held_bytes
 from geopose.inference.predict.tta import Tta
 from geopose.inference.run import Job
 from geopose.system.cores import usable_cores
@@ -65,6 +65,7 @@ def _log_models(config: InferenceConfig, plan: Plan) -> None:
     logger.info("%d models, %s", len(config.models), how.replace("None", "null"))
     for entry in config.models:
         loaded = load_entry(entry)
+        check_views(loaded, Tta.from_name(config.tta))
         count = sum(weights.numel() for weights in loaded.model.parameters())
         name = loaded.config["model"].get("slug") or type(loaded.model).__name__
         logger.info(

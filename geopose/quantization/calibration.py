@@ -35,7 +35,7 @@ class Calibration:
     Attributes:
         records: the images.
         member: whose network that is.
-        side: of larger images a part of this many pixels is taken, at a place of its own.
+        side: of larger images a part of this many pixels as given, at a place of its own.
     """
 
     records: Sequence[ImageRecord]

@@ -21,7 +21,8 @@ from geopose.inference.engines.openvino_engine import (
     heads_graph,
 )
 from geopose.inference.engines.precision import FP32
-from geopose.inference.predict.ensemble import Member
+from geopose.inference.predict.ensemble import Member, check_views
+from geopose.inference.predict.tta import Tta
 from geopose.quantization.calibration import Calibration, shuffled
 from geopose.quantization.layers import not_in_8_bits, readable
 from geopose.quantization.quantize import check_nncf, quantize
@@ -74,6 +75,7 @@ def write_quantized(
     if not has_openvino():
         raise InputError("quantize needs the package openvino; pip install 'geopose[int8]'")
     check_nncf()
+    check_views(loaded, Tta.from_name(options.tta))
     images = shuffled(read_split(options.data_dir, options.split, options.layout))
     calibrated, measured = _shares(images, options)
     heads = heads_graph(loaded.model)  # type: ignore[arg-type]

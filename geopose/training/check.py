@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from geopose.data.checks.numbers import gsd_problem
 from geopose.data.targets import target_keys
 from geopose.errors import InputError
 from geopose.losses.total import LossSum
@@ -28,13 +29,21 @@ def check_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     cfg = checked(TrainingConfig, cfg)
     if sum(bool(cfg[key]) for key in ("transfer", "transfer_encoder_decoder", "checkpoint")) > 1:
         raise InputError("transfer, transfer_encoder_decoder and checkpoint: give one of them")
-    gsd_m, downsample = cfg["train"]["gsd_m"], cfg["train"]["downsample"]
-    if gsd_m is not None and downsample > 1:
+    _check_common_gsd(cfg["train"])
+    return cfg
+
+
+def _check_common_gsd(train: Mapping[str, Any]) -> None:
+    gsd_m, downsample = train["gsd_m"], train["downsample"]
+    if gsd_m is None:
+        return
+    if problem := gsd_problem(gsd_m):
+        raise InputError(f"train.gsd_m is {problem}")
+    if downsample > 1:
         raise InputError(
             f"train.gsd_m={gsd_m:g} and train.downsample={downsample}: the network sees pixels of "
             "train.gsd_m; set train.downsample=1"
         )
-    return cfg
 
 
 def check_metrics(cfg: Mapping[str, Any], terms: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from geopose import keys
 from geopose.augment.build import build_augmentation
+from geopose.augment.common_gsd import Resize
 from geopose.augment.levels import LEVELS
 from geopose.data.dataset import GeoposeDataset
 from geopose.data.heights import write_agl_cm
@@ -135,6 +136,23 @@ def test_labels_of_training_samples_lead_from_dot_to_dot(
             assert set(heights[~np.isnan(heights)]) <= set(written)
             checked += _check(sample)
     assert checked >= 8
+
+
+@pytest.mark.parametrize("gsd_m", [0.1, 0.2, 0.25, 0.3, 0.37, 0.5, 0.7, 1.1])
+def test_heights_brought_to_one_gsd_do_not_shift_against_the_image(gsd_m: float) -> None:
+    """A slope of 1 m a pixel to the right and below, as heights and as grey values."""
+    y, x = np.mgrid[:120, :100].astype(np.float32)
+    step = max(1, 0.5 / gsd_m)  # pixels of the image in one that comes out
+    resize = Resize.between(x.shape, gsd_m, 0.5)
+    for slope in (x, y):
+        off = []
+        for way in (slope, -slope):
+            found = resize.heights(way)
+            shown = resize.image(torch.from_numpy(way)[None, None])[0, 0].numpy()
+            off.append((found - shown)[2:-2, 2:-2])
+            assert np.abs(off[-1]).max() <= 1.01 * step
+        # The lower of two middle heights is lower both ways; what is moved is lower one way only.
+        assert abs(off[0].mean() - off[1].mean()) / 2 < 0.05 * step
 
 
 @pytest.mark.parametrize("cache", [False, True])

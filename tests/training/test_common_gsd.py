@@ -89,6 +89,20 @@ def test_whole_images_that_no_longer_stack_are_refused(data_dir: Path, tmp_path:
         train(data_dir, tmp_path / "run", f"train.gsd_m={GSD_M}", "train.crop_size=null")
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (50, r"train\.gsd_m is 50 metres per pixel.* centimetres, write 0\.5"),
+        (0.06, r"row 3 .*: 0\.5 m per pixel.*train\.gsd_m=0\.06 would enlarge 8 times"),
+    ],
+)
+def test_what_can_be_no_gsd_for_these_images_is_refused(
+    data_dir: Path, tmp_path: Path, value: float, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        train(data_dir, tmp_path / "run", f"train.gsd_m={value}")
+
+
 def test_the_other_way_to_shrink_is_refused_beside_it(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.gsd_m=0\.4 and train\.downsample=2: .*=1"):
         train(data_dir, tmp_path / "run", f"train.gsd_m={GSD_M}", "train.downsample=2")
@@ -147,6 +161,16 @@ def test_the_plugin_of_qgis_is_not_given_another(
     assert "brought to 0.4 m/px" in error
     assert "give --gsd 0.4" in error
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_only_gsd_of_a_network_is_no_strange_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path / "a.pth", {**payload(0.8), "gsd_range_m": [0.3, 0.6]})
+    command = ["export", "a.pth", "out.onnx"]
+    command[1:] = [str(tmp_path / name) for name in command[1:]]
+    assert run_command(main, [*command, "--for", "deepness", "--gsd", "0.8"]) == 0
+    assert "knows less" not in caplog.text
 
 
 def test_8_bits_are_calibrated_on_what_is_shown(tmp_path: Path, data_dir: Path) -> None:

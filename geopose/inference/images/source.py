@@ -230,10 +230,11 @@ def _task(
     if not options.native_gsd and range_m is not None:
         zoom = zoom_for(gsd_m, range_m)
         if zoom != 1.0:
+            finest, coarsest = range_m
+            known = f"{finest:.2g} to {coarsest:.2g} m" if finest < coarsest else f"{finest:.2g} m"
             warnings.append(
-                f"{gsd_m:.3g} m per pixel is outside of the {range_m[0]:.2g} to {range_m[1]:.2g} m "
-                f"that the models know: predicted at {gsd_m / zoom:.3g} m and brought back "
-                "(--native-gsd leaves it)"
+                f"{gsd_m:.3g} m per pixel is outside of the {known} that the models know: "
+                f"predicted at {gsd_m / zoom:.3g} m and brought back (--native-gsd leaves it)"
             )
     tile, overlap = (max(1, round(px / zoom)) for px in (options.tile_px, options.overlap_px))
     return ImageTask(

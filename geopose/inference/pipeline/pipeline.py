@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geopose.errors import GeoposeError, RunError, StorageError
+from geopose.errors import GeoposeError, InputError, RunError, StorageError
 from geopose.inference.pipeline.background import Background
 from geopose.inference.pipeline.decode import Reader
 from geopose.inference.pipeline.device_copy import DeviceCopy
@@ -103,10 +103,7 @@ class Pipeline:
         first = batch[0]
         progress = PartProgress(coordinator, len(batch), 0)
         if first.problem:
-            self._outputs.fail(first)
-            with self._counting:
-                report.failed.append((first.task.name, first.problem))
-            progress.finish()
+            self._fail(first, first.problem, coordinator, report)
         elif not first.task.predict:
             for part in batch:
                 self._writers.put(self._draw_job(part, progress, report))
@@ -115,7 +112,25 @@ class Pipeline:
         else:
             self._predict(batch, coordinator, report)
 
+    def _fail(self, part: Part, problem: str, coordinator: Coordinator, report: WorkReport) -> None:
+        self._outputs.fail(part)
+        with self._counting:
+            report.failed.append((part.task.name, problem))
+        PartProgress(coordinator, 1, 0).finish()
+
     def _predict(self, batch: list[Part], coordinator: Coordinator, report: WorkReport) -> None:
+        """Images that a model refuses fail, each by itself; the others go on."""
+        try:
+            self._start(batch, coordinator, report)
+        except InputError as error:
+            if len(batch) == 1:
+                problem = f"{batch[0].task.name}: {error}"
+                self._fail(batch[0], problem, coordinator, report)
+                return
+            for part in batch:
+                self._predict([part], coordinator, report)
+
+    def _start(self, batch: list[Part], coordinator: Coordinator, report: WorkReport) -> None:
         if self._ensemble is None:
             raise ValueError("nothing to predict with")
         self._idle_time.before(self._reader.wait_s, self._writers.wait_s)

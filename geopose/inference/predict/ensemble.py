@@ -6,12 +6,13 @@ shown to all members; as many go through a member at a time as the device's memo
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geopose.augment.common_gsd import Resize
+from geopose.augment.common_gsd import LARGEST_ZOOM, Resize
 from geopose.checkpoints.formats.facts import NO_GAINS
 from geopose.checkpoints.formats.loaded import LoadedModel
 from geopose.errors import InputError, RunError
@@ -30,7 +31,6 @@ from geopose.system.devices import is_out_of_memory
 TTA_PER_MODEL = "model"
 TTA_PER_ENSEMBLE = "ensemble"
 TTA_MODES = (TTA_PER_MODEL, TTA_PER_ENSEMBLE)
-_LARGEST_ZOOM = 8.0  # of images that are brought to one gsd
 _MEAN_BYTES = 8  # of a pixel: height and magnitude
 
 
@@ -106,7 +106,7 @@ class Member(nn.Module):
         height, width = image.shape[-2:]
         own_m = float(gsd_m[0])
         resize = Resize.between((height, width), own_m, self.gsd_m)
-        if resize.zoom > _LARGEST_ZOOM:
+        if resize.zoom > LARGEST_ZOOM:
             raise InputError(
                 f"{self.source}: images are brought to {self.gsd_m:g} m per pixel for it, and one "
                 f"of {own_m:g} m would be enlarged {resize.zoom:.0f} times; use another network"
@@ -182,14 +182,18 @@ class Member(nn.Module):
         )
 
 
-def _check_one_size(members: Sequence[nn.Module], tta: Tta) -> None:
-    """Raises InputError for views of several sizes and a member that is shown one gsd."""
-    for member in members:
-        if getattr(member, "gsd_m", None) is not None and any(v.resizes for v in tta.views):
-            raise InputError(
-                f"{member.source}: images are brought to {member.gsd_m:g} m per pixel for this "
-                "network, so views of several sizes mean nothing; use ensemble.tta: d4"
-            )
+def check_views(model: Any, tta: Tta) -> None:
+    """Raises InputError for views of several sizes of a model that is shown one gsd.
+
+    Args:
+        model: a `Member` or `LoadedModel`; whatever has no `gsd_m` is shown images as they are.
+        tta: the views.
+    """
+    if getattr(model, "gsd_m", None) is not None and any(view.resizes for view in tta.views):
+        raise InputError(
+            f"{model.source}: images are brought to {model.gsd_m:g} m per pixel for this network, "
+            "so views of several sizes mean nothing; use those of d4"
+        )
 
 
 class _Told:
@@ -232,7 +236,8 @@ class PoseEnsemble(nn.Module):
         if not members:
             raise InputError("ensemble.models is empty: name at least one checkpoint")
         check_tta_mode(tta_mode)
-        _check_one_size(members, tta)
+        for member in members:
+            check_views(member, tta)
         self.members = nn.ModuleList(members)
         self.tta = tta
         self.tta_mode = tta_mode

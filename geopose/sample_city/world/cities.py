@@ -255,8 +255,8 @@ def scene_parameters(city: str, index: int, seed: int, preset: str = EASY) -> Sc
 def _mixed_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
     """A scene of the preset `mixed`: the city's plan in colours of its own, the sun behind it.
 
-    Cities then differ in what stands in them alone: what is learnt in some can be asked for in
-    another.
+    Cities then differ in what stands in them, and in their air (haze, a slight tint): what is
+    learnt in some can be asked for in another.
     """
     drawn = _recoloured(style, rng)
     colours = {name: getattr(drawn, name) for name in _COLOURS}

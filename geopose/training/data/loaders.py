@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geopose.augment.build import build_augmentation
-from geopose.augment.common_gsd import Resize
+from geopose.augment.common_gsd import LARGEST_ZOOM, Resize
 from geopose.data.checks.truth import check_truth
 from geopose.data.dataset import GeoposeDataset, worker_init_fn
 from geopose.data.folds import PLACE, split_fold
@@ -80,6 +80,16 @@ def _check_one_size(records: list[ImageRecord], gsd_m: float | None) -> None:
             )
 
 
+def _check_enlarging(records: list[ImageRecord], gsd_m: float) -> None:
+    """Raises InputError for images that would be enlarged to no use, and be refused later on."""
+    coarsest = max(records, key=lambda record: record.gsd_m)
+    if coarsest.gsd_m > LARGEST_ZOOM * gsd_m:
+        raise InputError(
+            f"{coarsest.where}: {coarsest.gsd_m:g} m per pixel, which train.gsd_m={gsd_m:g} would "
+            f"enlarge {coarsest.gsd_m / gsd_m:.0f} times; set one nearer to the images'"
+        )
+
+
 def _sample_bytes(records: GeoposeDataset, whole: bool) -> int:
     """Size of the largest sample: of a crop the first one's, of whole images by their pixels."""
     sample = records[0]
@@ -122,14 +132,18 @@ def _room(
 def _check_parts(
     cfg: Mapping[str, Any], train: list[ImageRecord], valid: list[ImageRecord]
 ) -> None:
-    """Whether every process gets an image to validate on, and whole images fit in one batch."""
+    """Whether every process gets an image to validate on, whole images fit in one batch, and a
+    common gsd is one for them."""
     if len(valid) < world_size():
         raise InputError(
             f"{len(valid)} validation images for {world_size()} processes; use fewer "
             "processes or a smaller dataset.num_folds"
         )
+    gsd_m = cfg["train"]["gsd_m"]
+    if gsd_m is not None:
+        _check_enlarging([*train, *valid], gsd_m)
     if cfg["train"]["crop_size"] is None and cfg["batch_size"] > 1:
-        _check_one_size(train, cfg["train"]["gsd_m"])
+        _check_one_size(train, gsd_m)
 
 
 def _parts(cfg: Mapping[str, Any]) -> tuple[list[ImageRecord], list[ImageRecord]]:
