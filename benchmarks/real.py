@@ -142,7 +142,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw the last model on the first folder")
     parser.add_argument("--each", action="store_true", help="also print every view's numbers")
     arguments = parser.parse_args()
-    models = [_named(text) for text in arguments.models]
+    try:
+        models = [_named(text) for text in arguments.models]
+    except InputError as error:
+        parser.error(str(error))
     rows: list[dict[str, object]] = []
     for number, folder in enumerate(arguments.views):
         views = read_views(folder, arguments.gsd)

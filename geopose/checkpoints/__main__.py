@@ -19,6 +19,7 @@ from geopose.words import (
     INT8,
     MAX_DROP,
     NETWORK_SUFFIXES,
+    PTH,
     SAFETENSORS,
     TTA_NAMES,
 )
@@ -118,7 +119,7 @@ def _add_calibrate(commands: Any, parents: list[argparse.ArgumentParser]) -> Non
         "not written, unless --force.",
     )
     calibrate.add_argument("file", metavar="FILE")
-    calibrate.add_argument("output", type=Path, metavar="OUT", help=f".pth or {SAFETENSORS}")
+    calibrate.add_argument("output", type=Path, metavar="OUT", help=f"{PTH} or {SAFETENSORS}")
     add_data_options(calibrate)
     calibrate.add_argument(
         "--split",
@@ -159,7 +160,7 @@ def _add_average(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     average.add_argument("files", nargs="+", metavar="FILE")
     average.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="OUT", help=".pth or .safetensors"
+        "-o", "--output", required=True, type=Path, metavar="OUT", help=f"{PTH} or {SAFETENSORS}"
     )
 
 

@@ -24,7 +24,7 @@ from geopose.data.layout import resolve_data_dir
 from geopose.errors import InputError, one_line, printable
 from geopose.files.config_folder import shipped_or_own
 from geopose.quantization.command import Options, write_quantized
-from geopose.words import DEEPNESS, HELD_OUT, INT8, ONNX, SAFETENSORS
+from geopose.words import DEEPNESS, HELD_OUT, INT8, ONNX, PTH, SAFETENSORS
 
 _LONGEST = 2000  # characters of a line of `info`; what follows is no description any more
 
@@ -67,7 +67,7 @@ def _average(args: argparse.Namespace) -> None:
     """Mean weights, with the first file's config and a word about where they come from."""
     if len(args.files) < 2:
         raise InputError("average: give at least two files")
-    check_target(args.output, args.force, (".pth", ".safetensors"))
+    check_target(args.output, args.force, (PTH, SAFETENSORS))
     given = _given(args)
     paths = fetch_all([Source(name) for name in args.files])
     loaded = load_model(paths, given)
@@ -98,7 +98,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _calibrate(args: argparse.Namespace) -> None:
     """The same weights, with gains in the file's header."""
-    check_target(args.output, args.force, (".pth", SAFETENSORS))
+    check_target(args.output, args.force, (PTH, SAFETENSORS))
     if args.fold is not None and args.split != HELD_OUT:
         raise InputError(f"--fold goes with --split {HELD_OUT}; leave one of them out")
     given = _given(args)

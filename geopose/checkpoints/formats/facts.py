@@ -25,6 +25,7 @@ GSD_RANGE = "gsd_range_m"  # least and largest gsd of the images that were learn
 CHALLENGE_GSD_M = (0.3, 0.6)
 CALIBRATION = "calibration"  # gains of heights and flow, and how they were found
 _LARGEST_GAIN = 100.0
+_COMMON_GSD_M = (0.01, 100.0)  # wider than what training takes; beyond, sizes are no numbers
 _CARRIED = (
     "channel_order", "label_downsample", "versions", "units", "averaged_from", GSD_RANGE, "recipe",
     CALIBRATION,
@@ -127,8 +128,11 @@ def common_gsd_of(facts: Mapping[str, Any], where: str) -> float | None:
     gsd_m = train.get("gsd_m") if isinstance(train, Mapping) else None
     if gsd_m is None:
         return None
-    if not is_number(gsd_m) or not 0 < gsd_m < math.inf:
-        raise InputError(f"{where}: train.gsd_m is {gsd_m!r}, must be a length above 0, in metres")
+    least, most = _COMMON_GSD_M
+    if not is_number(gsd_m) or not least <= gsd_m <= most:
+        raise InputError(
+            f"{where}: train.gsd_m is {gsd_m!r}, must be a length from {least:g} to {most:g} metres"
+        )
     if downsample_of(facts, where) > 1:
         raise InputError(f"{where}: train.gsd_m is set, so train.downsample must be 1")
     return float(gsd_m)

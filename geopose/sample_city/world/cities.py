@@ -291,10 +291,9 @@ def real_scene(style: CityStyle, rng: np.random.Generator) -> SceneParameters:
     )
 
 
-_COLOURS = (  # what `_recoloured` paints anew
-    *("walls", "flat_roofs", "pitched_roofs"),
-    *("asphalt", "pavement", "grass", "soil", "crown"),
-)
+_COLOURS = (  # what `_recoloured` paints anew, beside all else that it draws
+    "walls", "flat_roofs", "pitched_roofs", "asphalt", "pavement", "grass", "soil", "crown",
+)  # fmt: skip
 _RARER = {  # weights of the blocks that only this preset has
     "row_houses": 1.0,
     "stadium": 0.25,
