@@ -185,7 +185,7 @@ def _compass(
     north: tuple[float, float] | None,
 ) -> None:
     """The flow's arrow to scale, in a box high on the right, and north's beside it."""
-    wide, tall = (246 if north is not None else 196) / unit, 84 / unit
+    wide, tall = (290 if north is not None else 214) / unit, 84 / unit
     left, top = size[1] - wide - 12 / unit, 12 / unit
     axes.add_patch(
         FancyBboxPatch(
@@ -211,7 +211,7 @@ def _compass(
         va="center", linespacing=1.5, zorder=5,
     )  # fmt: skip
     if north is not None:
-        place = (left + wide - 28 / unit, top + tall / 2)
+        place = (left + wide - 44 / unit, top + tall / 2)
         _arrow(axes, place, np.array(north), 44 / unit, "white")
         tip = np.array(place) + 34 / unit * np.array(north)
         axes.text(
