@@ -15,6 +15,7 @@ from geopose.data.layouts.splits import SPLITS, add_data_options
 from geopose.words import (
     CHANNEL_ORDERS,
     DEEPNESS,
+    DEMO,
     HELD_OUT,
     INT8,
     MAX_DROP,
@@ -208,7 +209,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m geopose.checkpoints",
         description="Fetch, describe, average, export, calibrate and quantise checkpoint files. "
-        "FILE is a path or URL.",
+        f"FILE is a path, a URL, or {DEMO}: the network in the package.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     network, force = _network_options(), ArgumentParser(add_help=False)

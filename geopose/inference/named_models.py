@@ -19,7 +19,6 @@ _PUBLISHED = {
     "published-4": "fp32_0.8910_b7_fold0_b7_rdtsc_fold1_b6_rdtsc_fold89_bo1_d4.yaml",
     "published-9": "fp32_0.8914_b7_fold0_b7_rdtsc_fold1_b6_rdtsc_fold9_bo3_d4.yaml",
 }
-_DEMO_FILE = Path(__file__).resolve().parents[1] / "demo" / "demo.pth"
 _DEMO_IS = "a small network trained on synthetic scenes, for demonstration"
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 # Where nobody asked for a download, a machine without a network must not wait for one.
@@ -97,4 +96,4 @@ def _shipped(name: str, overrides: Sequence[str]) -> InferenceConfig:
     if name != DEMO:
         return load_config(config_folder() / "inference" / _PUBLISHED[name], overrides)
     logger.warning("%s: %s", DEMO, _DEMO_IS)
-    return replace(config_of_checkpoint(str(_DEMO_FILE), overrides, "d4-zoom"), source=Path(DEMO))
+    return replace(config_of_checkpoint(DEMO, overrides, "d4-zoom"), source=Path(DEMO))

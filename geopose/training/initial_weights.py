@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from geopose.checkpoints.formats.contents import says_network, with_network
+from geopose.checkpoints.formats.facts import common_gsd_of, downsample_of
 from geopose.checkpoints.formats.pth import load_weights
 from geopose.checkpoints.remote.fetch import Source, fetch
 from geopose.checkpoints.weights import load_weights_strict
 from geopose.errors import InputError
-from geopose.models.build import channel_order
+from geopose.models.build import channel_order, normalization
 from geopose.models.legacy import rename_state_dict
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
         if cfg[key]:
             path = str(fetch(Source(str(cfg[key]))))
             payload = load_weights(path)
-            _check_channel_order(payload, cfg, path)
+            _check_images(payload, cfg, path)
             try:
                 weights = rename_state_dict(payload["model_state_dict"])
             except InputError as error:
@@ -43,12 +44,13 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
             loader(model, weights, path)
 
 
-def _check_channel_order(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
-    wanted = channel_order(cfg["model"])
-    source = payload.get("channel_order")
-    if source is None and says_network(payload):
-        data = with_network(payload, Path(path))["checkpoint_data"]
-        source = channel_order(data["config"]["model"])
+def _check_images(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
+    """Whether these weights know images as this run shows them, as far as their file says it."""
+    source, wanted = payload.get("channel_order"), channel_order(cfg["model"])
+    if says_network(payload):
+        facts = with_network(payload, Path(path))
+        source = source or channel_order(facts["checkpoint_data"]["config"]["model"])
+        _tell_other_images(facts, cfg, path)
     if source is None:
         logger.info(
             "%s: weights alone, which do not say their channel order; taken for %s, as this model",
@@ -60,6 +62,32 @@ def _check_channel_order(payload: Mapping[str, Any], cfg: Mapping[str, Any], pat
             f"{path}: trained on {source} images, this model reads {wanted}; "
             f"add model.channel_order={source}"
         )
+
+
+def _tell_other_images(facts: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
+    """A warning where this run's images are of other sizes or colours: a choice, or forgotten."""
+    theirs = _images(facts["checkpoint_data"]["config"], path)
+    ours = _images(cfg, "config")
+    differing = [
+        f"{key}={theirs[key]} (here {ours[key]})" for key in ours if ours[key] != theirs[key]
+    ]
+    if differing:
+        logger.warning(
+            "%s: trained with %s; give the same unless the weights are to learn other images",
+            path,
+            ", ".join(differing),
+        )
+
+
+def _images(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a training config does to images before its network sees them."""
+    facts = {"checkpoint_data": {"config": config}}
+    mean, std = normalization(config["model"])
+    return {
+        "train.downsample": downsample_of(facts, where),
+        "train.gsd_m": common_gsd_of(facts, where),
+        "model.normalization": {"mean": list(mean), "std": list(std)},
+    }
 
 
 def _load_all(model: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:

@@ -154,6 +154,20 @@ def test_export_keeps_everything_but_the_training_state(tmp_path, two, capsys):
     assert capsys.readouterr().out.splitlines()[2:-1] == before
 
 
+def test_the_demo_goes_by_its_name_wherever_a_file_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(main, ["info", "demo"]) == 0
+    printed = capsys.readouterr().out
+    assert "demo.pth" in printed.splitlines()[0]
+    assert "sample_unet" in printed
+    assert run_command(main, ["export", "demo", "mine.safetensors"]) == 0
+    data = write_split(tmp_path / "data", [(64, 64)])
+    config = write_config(tmp_path / "c.yaml", ["demo", "mine.safetensors"])
+    assert run_command(submit, [str(config), "--data-dir", str(data)]) == 0
+    assert run_command(main, ["info", "demos"]) == 2
+    assert "demos: no such checkpoint file" in one_error(capsys)
+
+
 def test_submit_and_training_take_safetensors(tmp_path, two):
     paths = [tmp_path / "1.safetensors", tmp_path / "2.safetensors"]
     for source, path in zip(two, paths, strict=True):

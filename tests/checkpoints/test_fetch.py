@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import geopose
 from geopose.checkpoints.remote import download as downloads
 from geopose.checkpoints.remote.download import Patience
 from geopose.checkpoints.remote.fetch import Source, cached_path, fetch, fetch_all
@@ -54,6 +55,19 @@ def test_a_file_is_fetched_once(cache: Path, caplog: pytest.LogCaptureFixture) -
     assert len(server.requests) == 1
     assert DIGEST in caplog.text
     assert_whole(cache)
+
+
+def test_demo_is_the_file_of_the_package_whatever_lies_here(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_bytes(BODY)
+    shipped = fetch(Source("demo"))
+    assert shipped == Path(geopose.__file__).parent / "demo/demo.pth"
+    assert fetch(Source("./demo")).read_bytes() == BODY
+    with pytest.raises(InputError, match="wanted"):
+        fetch(Source("demo", DIGEST))
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(

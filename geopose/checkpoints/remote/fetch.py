@@ -24,8 +24,11 @@ from geopose.checkpoints.remote.download import Patience, Unreachable, discard_p
 from geopose.errors import InputError, RunError, one_line
 from geopose.files.atomic import atomic_path
 from geopose.files.kinds import foreign_kind
+from geopose.words import DEMO
 
 logger = logging.getLogger(__name__)
+
+_SHIPPED = {DEMO: Path(__file__).resolve().parents[2] / "demo" / "demo.pth"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class Source:
     """One checkpoint file as a config names it.
 
     Attributes:
-        entry: a path (relative ones count from the working directory) or an http(s) URL; user and
-            password are taken out of it.
+        entry: a path (relative ones count from the working directory), an http(s) URL (user and
+            password are taken out of it), or `demo`: the network that comes with the package,
+            whatever lies in the working directory under that name (`./demo` reaches it).
         sha256: the hash that the file must have, 64 lower-case hex digits; None = any.
     """
 
@@ -51,6 +55,8 @@ class Source:
         Raises:
             InputError: a URL without a file name.
         """
+        if self.entry in _SHIPPED:
+            return _SHIPPED[self.entry]
         # Of a user who is not known here, `~name` is a name like any other.
         local = Path(os.path.expanduser(self.entry))
         return cached_path(self.entry) if is_url(self.entry) else local
