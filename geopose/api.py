@@ -1,5 +1,6 @@
 """The library in Python: a model's name in, an object that predicts arrays out."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +22,12 @@ from geopose.inference.named_models import resolve_model
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
 from geopose.inference.predict.tta import Prediction
+from geopose.inference.predict.unknown_gsd import in_words
 from geopose.inference.resume.manifest import Manifest
 from geopose.inference.run import run_inference
 from geopose.system.devices import use_device
+
+logger = logging.getLogger(__name__)
 
 AS_CONFIGURED = "as configured"
 
@@ -68,7 +72,8 @@ class Model:
 
         Args:
             rgb: H x W x 3 uint8, channels R, G, B; any size that the device's memory holds.
-            gsd_m: metres of ground per pixel.
+            gsd_m: metres of ground per pixel. One that a network has not learned from is warned of;
+                `predict_file` resamples such images.
 
         Raises:
             InputError: not such an image, or no such gsd.
@@ -82,6 +87,8 @@ class Model:
             )
         if not isinstance(gsd_m, Real) or not 0 < gsd_m < math.inf:
             raise InputError(f"gsd_m is {gsd_m!r}, must be metres per pixel, more than 0")
+        if unknown := self._ensemble.unknown_gsd(float(gsd_m), rgb.shape[:2]):
+            logger.warning("%s", in_words({"rgb": unknown}))
         with torch.inference_mode():
             arrived = predict(
                 self._ensemble,

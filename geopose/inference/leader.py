@@ -20,6 +20,7 @@ from geopose.inference.build import numerics, say_calibrations
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.precision import warn_of_precision
 from geopose.inference.pipeline.task import Plan
+from geopose.inference.predict.unknown_gsd import in_words
 from geopose.inference.resume.again import Finished
 from geopose.inference.resume.manifest import Manifest
 from geopose.inference.resume.settings import KnownHashes, digests, hash_checkpoints
@@ -174,6 +175,8 @@ class Leader(ABC):
             raise RunError(problem or str(error)) from error
         seconds = time.perf_counter() - self._started
         self._log_outcome(coordinator, seconds)
+        if unknown := {k: v for report in self.reports for k, v in report.unknown_gsd.items()}:
+            logger.warning("%s", in_words(unknown))
         logger.info("%s: %s", words, result)
         if problem:
             whole = "" if missing else f"; no prediction is missing, {result} is whole"

@@ -24,6 +24,7 @@ from geopose.inference.predict.tta import (
     Tta,
     real_directions,
 )
+from geopose.inference.predict.unknown_gsd import UnknownGsd, unknown_gsd
 from geopose.inference.predict.view_batches import ViewBatches
 from geopose.inference.predict.weight_offload import WeightOffload
 from geopose.system.devices import is_out_of_memory
@@ -248,6 +249,10 @@ class PoseEnsemble(nn.Module):
     def runs(self) -> int:
         """How often a network runs for an image."""
         return len(self.members) * len(self.tta.views)
+
+    def unknown_gsd(self, gsd_m: float, size: Sequence[int]) -> UnknownGsd | None:
+        """Whether a network is shown what it does not know, see `unknown_gsd`."""
+        return unknown_gsd(self.members, self.tta, gsd_m, size)
 
     def forward(
         self,

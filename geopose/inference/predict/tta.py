@@ -204,6 +204,10 @@ class View:
         _, zoom = self._zoomed(size)
         return found.resized(size, zoom)
 
+    def gsd_m(self, gsd_m: float, size: Sequence[int]) -> float:
+        """Metres per pixel at which this view shows an image of `size` (H, W)."""
+        return gsd_m / self._zoomed(size)[1] if self.resizes else gsd_m
+
     def predict(self, predictor: Predictor, image: Tensor, gsd_m: Tensor) -> Prediction:
         """Prediction of this view, moved back to the image as given."""
         look = self.look(image, gsd_m)
