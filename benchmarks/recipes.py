@@ -1,7 +1,7 @@
 """Which recipe of training is best: equal time, equal data, scenes and a city that none has seen.
 
     python benchmarks/recipes.py --calibrate                    # seconds an update of every recipe
-    python benchmarks/recipes.py --minutes 5 [--seeds 4] [--jobs 2] [--tta d4]
+    python benchmarks/recipes.py --minutes 5 [--seeds 4] [--jobs 2] [--tta none d4]
     python benchmarks/recipes.py --crops 10000 [--recipes baseline recommended]
 
 Recipes stand in recipes.yaml. Seed i holds city i (mod cities) out whole ("new city") and a fifth
@@ -77,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="of --calibrate (3)")
     parser.add_argument("--updates", type=int, default=30, help="of an epoch of --calibrate (30)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (1)")
-    parser.add_argument("--tta", default="none", help="as in an inference config (none)")
+    parser.add_argument("--tta", nargs="+", default=["none"], help="views to score every run with, "
+                        "each as in an inference config (none)")  # fmt: skip
     parser.add_argument("--model", default="sample_unet", help="option of configs/model")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "runs/recipes/data")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/recipes", help="run directories")
@@ -109,7 +110,7 @@ def run_all(cases: Sequence[Case], seeds: int, jobs: int, options: Options) -> l
 
 
 def results(cases: Sequence[Case], seeds: int, options: Options) -> str:
-    """The table of the rows that these runs have."""
+    """A table for each of the views, of the rows that these runs have."""
     holdouts = [hold_out(options.data_dir, seed, options.out) for seed in range(seeds)]
     wanted = {
         key_of(row)
@@ -118,17 +119,20 @@ def results(cases: Sequence[Case], seeds: int, options: Options) -> str:
         for row in wanted_rows(case, seed, options, holdout)
     }
     rows = {key_of(row): row for row in read_rows(options.csv) if key_of(row) in wanted}
-    if not rows:
-        return "no results yet"
-    said = f"`{options.model}`, {options.budget} each, views: {options.tta}"
-    return f"{said}\n\n{table(list(rows.values()), [case.name for case in cases])}"
+    names = [case.name for case in cases]
+    parts = []
+    for tta in options.tta:
+        if own := [row for row in rows.values() if row["tta"] == tta]:
+            said = f"`{options.model}`, {options.budget} each, views: {tta}"
+            parts.append(f"{said}\n\n{table(own, names)}")
+    return "\n\n".join(parts) or "no results yet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the table goes to standard output."""
     args = build_parser().parse_args(argv)
     options = Options(
-        args.data_dir, args.out, args.csv, args.model, args.tta, args.minutes, args.crops
+        args.data_dir, args.out, args.csv, args.model, tuple(args.tta), args.minutes, args.crops
     )
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # as the trainings have

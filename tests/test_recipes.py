@@ -78,6 +78,12 @@ def test_runs_resume_from_the_table(
     assert "| recommended | 1 |" in text
     assert len(started) == 4  # two to measure and one for each recipe
     assert "train.ema=0.9" in started[-1]
+    assert recipes.main([*arguments, "--minutes", minutes, "--tta", "none", "fliplr"]) == 0
+    again = read_rows(results)
+    assert again[:4] == rows  # what is there is not scored again
+    assert [row["tta"] for row in again] == ["none"] * 4 + ["fliplr"] * 4
+    assert all(a["score"] != b["score"] for a, b in zip(rows, again[4:], strict=True))
+    assert "views: fliplr" in capsys.readouterr().out
     last = next((tmp_path / "out").glob("recommended_seed0_*"))
     assert len(list(last.glob("checkpoints_kept_ema/*.pth"))) == 1
 

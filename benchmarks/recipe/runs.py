@@ -45,7 +45,7 @@ class Options:
     out: Path
     csv: Path
     model: str
-    tta: str
+    tta: tuple[str, ...]  # views that every run is scored with, in turn
     minutes: float
     crops: int | None  # in place of minutes
 
@@ -117,7 +117,7 @@ def _train(
 
 
 def run(case: Case, seed: int, options: Options, first: Case) -> None:
-    """Trains and scores one run unless its rows are there; adds a row for each split.
+    """Trains and scores one run unless its rows are there; adds one for each split and all views.
 
     Args:
         case: the recipe.
@@ -130,9 +130,9 @@ def run(case: Case, seed: int, options: Options, first: Case) -> None:
         InputError: the data is too small, or the speed was not measured.
     """
     holdout = hold_out(options.data_dir, seed, options.out)
-    rows = wanted_rows(case, seed, options, holdout)
     done = {key_of(row) for row in read_rows(options.csv)}
-    if all(key_of(row) in done for row in rows):
+    rows = [row for row in wanted_rows(case, seed, options, holdout) if key_of(row) not in done]
+    if not rows:
         return
     plan = plan_for(holdout.train, case.batch, _updates(case, options, first))
     name = f"{case.name}_seed{seed}"
@@ -140,12 +140,13 @@ def run(case: Case, seed: int, options: Options, first: Case) -> None:
     _train(case, holdout, plan, run_dir, options, f"seed={seed}")
     crops = plan.updates * case.batch / plan.epochs
     seconds = sum(each * crops for each in seconds_a_crop(run_dir))
+    weights = last_weights(run_dir, plan.epochs)
     for row in rows:
         row |= {"updates": plan.updates, "seconds": round(seconds)}
-        row |= _figures(last_weights(run_dir, plan.epochs), holdout, str(row["split"]), options.tta)
+        row |= _figures(weights, holdout, str(row["split"]), str(row["tta"]))
     append(options.csv, COLUMNS, rows)
     _drop_other_epochs(run_dir, plan.epochs)
-    said = ", ".join(f"{row['split']} {row['score']:+.3f}" for row in rows)
+    said = ", ".join(f"{row['split']} ({row['tta']}) {row['score']:+.3f}" for row in rows)
     say(f"{name} without {holdout.city}: {said}; {plan.updates} updates, {seconds:.0f} s")
 
 
@@ -159,12 +160,13 @@ def wanted_rows(
         "settings": case.settings,
         "data": holdout.mark,
         "budget": options.budget,
-        "tta": options.tta,
         "seed": seed,
         "held_out": holdout.city,
         "batch": case.batch,
     }
-    return [{**common, "split": split} for split in holdout.splits]
+    return [
+        {**common, "tta": tta, "split": split} for tta in options.tta for split in holdout.splits
+    ]
 
 
 def _updates(case: Case, options: Options, first: Case) -> float:
