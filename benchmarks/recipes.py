@@ -52,6 +52,7 @@ from benchmarks.recipe.runs import (  # noqa: E402
     make_data,
     run,
     say,
+    tta_named,
     wanted_rows,
 )
 from benchmarks.recipe.table import key_of, read_rows, table  # noqa: E402
@@ -131,12 +132,15 @@ def results(cases: Sequence[Case], seeds: int, options: Options) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the table goes to standard output."""
     args = build_parser().parse_args(argv)
+    views = tuple(dict.fromkeys(args.tta))
     options = Options(
-        args.data_dir, args.out, args.csv, args.model, tuple(args.tta), args.minutes, args.crops
+        args.data_dir, args.out, args.csv, args.model, views, args.minutes, args.crops
     )
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # as the trainings have
     try:
+        for tta in views:
+            tta_named(tta)
         book = read_recipes(args.file)
         recipes = [book.named(name) for name in args.recipes or book.recipes]
         make_data(options.data_dir)

@@ -22,7 +22,7 @@ from geopose.inference.named_models import resolve_model
 from geopose.inference.pipeline.device_copy import DeviceCopy
 from geopose.inference.pipeline.pipeline import predict
 from geopose.inference.predict.tta import Prediction
-from geopose.inference.predict.unknown_gsd import in_words
+from geopose.inference.predict.unknown_gsd import UnknownGsd, UnknownGsds
 from geopose.inference.resume.manifest import Manifest
 from geopose.inference.run import run_inference
 from geopose.system.devices import use_device
@@ -66,14 +66,15 @@ class Model:
         numerics(config, device)  # says what cannot be had, such as 16 bits of an .onnx file
         self._ensemble = build_ensemble(config, device)
         self._device_copy = DeviceCopy(device)
+        self._warned_of: set[str] = set()
 
     def predict(self, rgb: NDArray[np.uint8], gsd_m: float) -> PredictedPose:
         """Heights and flow of one image, all of it at once and in memory.
 
         Args:
             rgb: H x W x 3 uint8, channels R, G, B; any size that the device's memory holds.
-            gsd_m: metres of ground per pixel. One that a network has not learned from is warned of;
-                `predict_file` resamples such images.
+            gsd_m: metres of ground per pixel. One that a network has not learned from is warned of,
+                once; `predict_file` resamples such images.
 
         Raises:
             InputError: not such an image, or no such gsd.
@@ -87,8 +88,7 @@ class Model:
             )
         if not isinstance(gsd_m, Real) or not 0 < gsd_m < math.inf:
             raise InputError(f"gsd_m is {gsd_m!r}, must be metres per pixel, more than 0")
-        if unknown := self._ensemble.unknown_gsd(float(gsd_m), rgb.shape[:2]):
-            logger.warning("%s", in_words({"rgb": unknown}))
+        self._warn_once(self._ensemble.unknown_gsd(float(gsd_m), rgb.shape[:2]))
         with torch.inference_mode():
             arrived = predict(
                 self._ensemble,
@@ -100,6 +100,14 @@ class Model:
             agl_m, flow = arrived()
         scale_px_per_m, angle_rad = flow[0].tolist()
         return PredictedPose(agl_m[0, 0].numpy(), scale_px_per_m, angle_rad)
+
+    def _warn_once(self, unknown: Sequence[UnknownGsd]) -> None:
+        """Of each network's first image that it does not know."""
+        found = UnknownGsds()
+        found.add("rgb", [each for each in unknown if each.source not in self._warned_of])
+        self._warned_of |= {each.source for each in unknown}
+        for line in found.lines():
+            logger.warning("%s", line)
 
     def predict_file(self, path: str | Path, out: str | Path, **options: object) -> list[Path]:
         """Products of an image file of any kind and size, as predict.py writes them.

@@ -102,6 +102,8 @@ def test_a_failed_training_is_said_and_the_others_go_on(
     assert "recommended seed 1" in error
     assert recipes.main([*places, "--minutes", "1", "--seeds", "1"]) == 1
     assert "baseline as it is now was never timed: run --calibrate first" in capsys.readouterr().err
+    assert recipes.main([*places, "--crops", "16", "--tta", "none", "d5"]) == 1
+    assert "unknown mode 'd5'" in capsys.readouterr().err
 
 
 def test_a_group_drops_what_stood_below_it() -> None:

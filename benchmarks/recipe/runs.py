@@ -16,6 +16,7 @@ from benchmarks.recipe.table import COLUMNS, SPEED_COLUMNS, append, key_of, read
 from benchmarks.recipe.terms import Book, Recipe, mark_of, network, value_of, write_network
 from benchmarks.scoring import Figures, predict, read_views
 from geopose.errors import RunError
+from geopose.inference.predict.tta import Tta
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -144,7 +145,7 @@ def run(case: Case, seed: int, options: Options, first: Case) -> None:
     for row in rows:
         row |= {"updates": plan.updates, "seconds": round(seconds)}
         row |= _figures(weights, holdout, str(row["split"]), str(row["tta"]))
-    append(options.csv, COLUMNS, rows)
+        append(options.csv, COLUMNS, [row])  # views that a network refuses end the run here
     _drop_other_epochs(run_dir, plan.epochs)
     said = ", ".join(f"{row['split']} ({row['tta']}) {row['score']:+.3f}" for row in rows)
     say(f"{name} without {holdout.city}: {said}; {plan.updates} updates, {seconds:.0f} s")
@@ -184,11 +185,18 @@ def last_weights(run_dir: Path, epochs: int) -> Path:
     return folder / f"epoch_{epochs:04d}.pth"
 
 
+def tta_named(name: str) -> str | None:
+    """Views by the word of the command line; InputError if there are none of that name."""
+    tta = None if name == "none" else name
+    Tta.from_name(tta)
+    return tta
+
+
 def _figures(checkpoint: Path, holdout: Holdout, split: str, tta: str) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     figures = Figures()
     views = read_views(holdout.splits[split])
-    for view, pose in predict(checkpoint, views, None if tta == "none" else tta, device):
+    for view, pose in predict(checkpoint, views, tta_named(tta), device):
         figures.update(view, pose)
     return figures.result()
 

@@ -20,7 +20,7 @@ from geopose.inference.build import numerics, say_calibrations
 from geopose.inference.config import InferenceConfig, ModelEntry
 from geopose.inference.engines.precision import warn_of_precision
 from geopose.inference.pipeline.task import Plan
-from geopose.inference.predict.unknown_gsd import in_words
+from geopose.inference.predict.unknown_gsd import UnknownGsds
 from geopose.inference.resume.again import Finished
 from geopose.inference.resume.manifest import Manifest
 from geopose.inference.resume.settings import KnownHashes, digests, hash_checkpoints
@@ -169,14 +169,13 @@ class Leader(ABC):
         self.manifest.save()
         missing = self._missing(plan)
         problem = self._problem(plan, missing)
+        self._warn_of_gsds()
         try:
             result, words = self.conclude(plan, missing)
         except RunError as error:
             raise RunError(problem or str(error)) from error
         seconds = time.perf_counter() - self._started
         self._log_outcome(coordinator, seconds)
-        if unknown := {k: v for report in self.reports for k, v in report.unknown_gsd.items()}:
-            logger.warning("%s", in_words(unknown))
         logger.info("%s: %s", words, result)
         if problem:
             whole = "" if missing else f"; no prediction is missing, {result} is whole"
@@ -216,6 +215,14 @@ class Leader(ABC):
                 f"{named_and_more(missing)}; run again to do only these"
             )
         return "; ".join(parts)
+
+    def _warn_of_gsds(self) -> None:
+        """Of the images that were predicted now; earlier runs have said theirs."""
+        unknown = UnknownGsds()
+        for report in self.reports:
+            unknown.merge(report.unknown_gsds)
+        for line in unknown.lines():
+            logger.warning("%s", line)
 
     def _log_outcome(self, coordinator: Coordinator, seconds: float) -> None:
         predicted = sum(report.predicted for report in self.reports)

@@ -36,7 +36,8 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
         if cfg[key]:
             path = str(fetch(Source(str(cfg[key]))))
             payload = load_weights(path)
-            _check_images(payload, cfg, path)
+            _check_channel_order(payload, cfg, path)
+            _tell_other_images(payload, cfg, path)
             try:
                 weights = rename_state_dict(payload["model_state_dict"])
             except InputError as error:
@@ -44,13 +45,12 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
             loader(model, weights, path)
 
 
-def _check_images(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
-    """Whether these weights know images as this run shows them, as far as their file says it."""
-    source, wanted = payload.get("channel_order"), channel_order(cfg["model"])
-    if says_network(payload):
-        facts = with_network(payload, Path(path))
-        source = source or channel_order(facts["checkpoint_data"]["config"]["model"])
-        _tell_other_images(facts, cfg, path)
+def _check_channel_order(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
+    wanted = channel_order(cfg["model"])
+    source = payload.get("channel_order")
+    if source is None and says_network(payload):
+        data = with_network(payload, Path(path))["checkpoint_data"]
+        source = channel_order(data["config"]["model"])
     if source is None:
         logger.info(
             "%s: weights alone, which do not say their channel order; taken for %s, as this model",
@@ -64,10 +64,19 @@ def _check_images(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str)
         )
 
 
-def _tell_other_images(facts: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
-    """A warning where this run's images are of other sizes or colours: a choice, or forgotten."""
-    theirs = _images(facts["checkpoint_data"]["config"], path)
-    ours = _images(cfg, "config")
+def _tell_other_images(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:
+    """A warning where this run's images are of other sizes or colours: a choice, or forgotten.
+
+    A file that says it in a way that is not understood here may still be started from.
+    """
+    if not says_network(payload):
+        return
+    try:
+        theirs = _images(with_network(payload, Path(path))["checkpoint_data"]["config"], path)
+        ours = _images(cfg, "this run")
+    except InputError as error:
+        logger.info("how its images were shown is not compared: %s", error)
+        return
     differing = [
         f"{key}={theirs[key]} (here {ours[key]})" for key in ours if ours[key] != theirs[key]
     ]

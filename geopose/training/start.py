@@ -28,6 +28,7 @@ from geopose.training.config import Dataset, Loader, Optimizer, Runner, Train, V
 from geopose.training.resume.form import check_form
 from geopose.training.resume.ownership import Ownership
 from geopose.training.resume.position import LAST, PREVIOUS, STATE
+from geopose.words import DEMO
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ def choose_start(
 
 def _run_dir(cfg: Mapping[str, Any]) -> Path:
     """Where this command writes. A new directory is made at once, so that no other run takes it."""
+    if cfg["resume"] and cfg["checkpoint"] == DEMO:
+        raise InputError(f"checkpoint={DEMO} is no run that could go on; leave resume=true out")
     if cfg["experiment"]:
         return Path(cfg["experiment"])
     if cfg["resume"] and cfg["checkpoint"]:

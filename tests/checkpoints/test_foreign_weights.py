@@ -233,6 +233,31 @@ def test_trainings_start_from_weights_alone(
     assert "do not say their channel order; taken for rgb" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"train": {"downsample": 32}},
+        {"train": {"downsample": "2"}},
+        {"train": {"gsd_m": 0}},
+        {"model": model_config(normalization={"mean": 1})},
+        {"dataset": {"rows": b"bytes"}},
+    ],
+)
+def test_what_a_file_says_oddly_of_its_images_keeps_no_training_from_starting(
+    tmp_path: Path, odd: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    payload = tiny_payload(4)
+    payload["checkpoint_data"]["config"] |= odd
+    torch.save(payload, tmp_path / "a.pth")
+    model = build_model(model_config(), load_pretrained=False)
+    cfg = {"checkpoint": None, "transfer": str(tmp_path / "a.pth"), "model": model_config()}
+    with caplog.at_level(logging.INFO):
+        apply_initial_weights(model, {**cfg, "transfer_encoder_decoder": None})
+    name = "decoder.blocks.0.conv1.weight"
+    assert torch.equal(model.state_dict()[name], payload["model_state_dict"][name])
+    assert "how its images were shown is not compared" in caplog.text
+
+
 # --- Types
 
 

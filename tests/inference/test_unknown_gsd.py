@@ -41,17 +41,38 @@ def data(tmp_path: Path) -> Path:
 def test_coarser_and_finer_images_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    known = network(tmp_path / "a.pth", (0.1, 0.32))
+    known = network(tmp_path / "a.pth", (0.1, 0.33))
     run(tmp_path, [write_checkpoint(tmp_path / "says_nothing.pth"), known])
     assert said(caplog) == [
-        "2 images were shown at 0.5 to 0.6 m per pixel to a network that has learned from "
-        f"0.1 to 0.32 m ({known}): what it says of them may be far off. predict.py without "
-        "--native-gsd brings images to what networks know; views of one size, such as d4, leave "
-        "them there"
+        f"{known} has learned from 0.1 to 0.33 m per pixel, and 2 images were shown to it at 0.5 "
+        "to 0.6 m: what it says of them may be far off. Use a network that knows them, or views of "
+        "one size such as d4, or predict.py without --native-gsd, which resamples"
     ]
     caplog.clear()
     run(tmp_path, [network(tmp_path / "a.pth", (0.45, 0.7))], "--force")
-    assert said(caplog)[0].startswith("1 image was shown at 0.3 m per pixel to a network")
+    assert "and 1 image was shown to it at 0.3 m:" in said(caplog)[0]
+
+
+@pytest.mark.usefixtures("data")
+def test_each_network_has_a_line_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fine, coarse = network(tmp_path / "a.pth", (0.1, 0.33)), network(tmp_path / "b.pth", (0.6, 1.0))
+    run(tmp_path, [fine, coarse])
+    first, second = said(caplog)
+    assert first.startswith(f"{fine} has learned from 0.1 to 0.33 m per pixel, and 2 images")
+    assert "shown to it at 0.5 to 0.6 m:" in first
+    assert second.startswith(f"{coarse} has learned from 0.6 to 1 m per pixel, and 2 images")
+    assert "shown to it at 0.3 to 0.4 m:" in second
+
+
+def test_they_are_counted_where_an_image_has_failed(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data / "test/ABC_001_RGB.j2k").write_bytes(b"no image")
+    config = write_config(tmp_path / "c.yaml", [network(tmp_path / "a.pth", (0.1, 0.33))])
+    assert run_command(submit, [str(config), "--data-dir", str(data)]) == 1
+    assert "and 2 images were shown to it at 0.5 to 0.6 m:" in said(caplog)[0]
 
 
 @pytest.mark.usefixtures("data")
@@ -67,7 +88,7 @@ def test_views_of_other_sizes_count_as_what_they_show(
     known = network(tmp_path / "a.pth", (0.3, 0.7))
     run(tmp_path, [known], "ensemble.tta=ms")  # half the size, and five times
     (line,) = said(caplog)
-    assert line.startswith("4 images were shown at 0.06 to 1.2 m per pixel to a network")
+    assert "and 4 images were shown to it at 0.06 to 1.2 m:" in line
 
 
 @pytest.mark.usefixtures("data")
@@ -75,7 +96,7 @@ def test_processes_count_together(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     models = [network(tmp_path / "a.pth", (0.1, 0.2))]
     run(tmp_path, models, "--nproc", "2", command=submit_ddp)
     (line,) = said(caplog)
-    assert line.startswith("4 images were shown at 0.3 to 0.6 m per pixel")
+    assert "and 4 images were shown to it at 0.3 to 0.6 m:" in line
 
 
 def test_predict_shows_what_is_known_unless_told_otherwise(
@@ -88,7 +109,7 @@ def test_predict_shows_what_is_known_unless_told_otherwise(
     assert not said(caplog)
     assert run_command(predict, [*start, "--out", str(tmp_path / "q"), "--native-gsd"]) == 0
     (line,) = said(caplog)
-    assert line.startswith("1 image was shown at 0.9 m per pixel to a network")
+    assert "and 1 image was shown to it at 0.9 m:" in line
 
 
 def test_python_is_warned_as_well(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,4 +117,6 @@ def test_python_is_warned_as_well(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     model.predict(np.zeros((40, 50, 3), np.uint8), 0.3)
     assert not said(caplog)
     model.predict(np.zeros((40, 50, 3), np.uint8), 0.9)
-    assert said(caplog)[0].startswith("1 image was shown at 0.9 m per pixel")
+    model.predict(np.zeros((40, 50, 3), np.uint8), 0.8)
+    (line,) = said(caplog)  # not for every image of a loop
+    assert "and 1 image was shown to it at 0.9 m:" in line

@@ -251,6 +251,8 @@ def test_a_checkpoint_without_training_state_is_refused(
         train(sample_dir, whole_small, f"checkpoint={best}", "resume=true")
     with pytest.raises(InputError, match="say which run"):
         train(sample_dir, whole_small, "experiment=null", "resume=true")
+    with pytest.raises(InputError, match="checkpoint=demo is no run that could go on"):
+        train(sample_dir, whole_small, "experiment=null", "checkpoint=demo", "resume=true")
 
 
 def test_workers_outlive_a_signal_to_the_whole_job(sample_dir: Path, tmp_path: Path) -> None:

@@ -147,9 +147,8 @@ class Pipeline:
         self._idle_time.after()
         for item, part in enumerate(batch):
             if part.rgb is not None:
-                report.note_gsd(
-                    part.task.name, self._ensemble.unknown_gsd(part.gsd_m, part.rgb.shape[:2])
-                )
+                found = self._ensemble.unknown_gsd(part.gsd_m, part.rgb.shape[:2])
+                report.unknown_gsds.add(part.task.name, found)
             self._writers.put(self._write_job(part, item, arrived, progress, report))
 
     def _write_job(

@@ -250,8 +250,8 @@ class PoseEnsemble(nn.Module):
         """How often a network runs for an image."""
         return len(self.members) * len(self.tta.views)
 
-    def unknown_gsd(self, gsd_m: float, size: Sequence[int]) -> UnknownGsd | None:
-        """Whether a network is shown what it does not know, see `unknown_gsd`."""
+    def unknown_gsd(self, gsd_m: float, size: Sequence[int]) -> list[UnknownGsd]:
+        """Which networks are shown what they do not know, see `unknown_gsd`."""
         return unknown_gsd(self.members, self.tta, gsd_m, size)
 
     def forward(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from geopose.errors import GeoposeError, RunError
-from geopose.inference.predict.unknown_gsd import UnknownGsd
+from geopose.inference.predict.unknown_gsd import UnknownGsds
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ class WorkReport:
         work_s: from the first image to the last file.
         input_wait_s: of these, the time in which the models had no image.
         output_wait_s: of these, the time in which they could not hand over a result.
-        unknown_gsd: images that networks were shown at a gsd that they have not learned from.
+        unknown_gsds: images that networks were shown at a gsd that they have not learned from.
         problem: what ended the process's work early.
     """
 
@@ -43,14 +43,8 @@ class WorkReport:
     work_s: float = 0.0
     input_wait_s: float = 0.0
     output_wait_s: float = 0.0
-    unknown_gsd: dict[str, UnknownGsd] = field(default_factory=dict)
+    unknown_gsds: UnknownGsds = field(default_factory=UnknownGsds)
     problem: GeoposeError | None = None
-
-    def note_gsd(self, image: str, found: UnknownGsd | None) -> None:
-        """Adds what was found of a part of an image, if anything was."""
-        if found is not None:
-            before = self.unknown_gsd.get(image)
-            self.unknown_gsd[image] = found if before is None else before | found
 
 
 def _always_there(_: int) -> str | None:
