@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader
 import geopose.training.fit as fit_module
 import geopose.training.runner as runner_module
 from geopose.checkpoints.formats.pth import load_checkpoint
-from geopose.checkpoints.load import load_model
-from geopose.checkpoints.remote.fetch import Source, fetch
 from geopose.errors import InputError
 from geopose.system.signals import StopSignal
 from geopose.training.runner import RunParts
@@ -154,22 +152,6 @@ def test_checkpoint_and_transfer_start_from_weights(
         head = "agl_head.height.0.weight"
         same_head = torch.allclose(got[head], wanted[head], atol=1e-6)
         assert same_head == (key != "transfer_encoder_decoder")
-
-
-def test_a_training_can_start_from_the_demo(
-    sample_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    own = ("model.encoder.name=test_resnet", "checkpoint=demo")
-    still = ("train.epochs=1", "optimizer.lr=1e-12", "scheduler=disabled")
-    run = train(sample_dir, tmp_path / "run", *own, "train.downsample=3", *still)
-    assert "trained with" not in caplog.text
-    got = weights(run / "checkpoints_mean_r2" / "last.pth")
-    wanted = load_model(fetch(Source("demo"))).model.state_dict()
-    for name, tensor in got.items():
-        if "running" not in name and "num_batches" not in name:
-            torch.testing.assert_close(tensor, wanted[name], atol=1e-6, rtol=0)
-    train(sample_dir, tmp_path / "other", *own, *still)
-    assert "demo.pth: trained with train.downsample=3 (here 1); give the same" in caplog.text
 
 
 def test_a_run_is_never_overwritten(run_dir: Path, sample_dir: Path) -> None:
