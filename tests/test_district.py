@@ -111,6 +111,17 @@ def test_scenes_of_a_district_repeat_and_withhold_unknown_heights(surface):
     assert all((scene.agl_m[scene.nodata] == 0).all() for scene in many)
 
 
+def test_plant_on_the_tallest_roof_does_not_lean_beyond_the_ground_that_was_cut(tmp_path):
+    dsm = np.full((120, 120), GROUND_M, np.float32)
+    dsm[10:110, 10:110] += 12.0
+    scale = (33550, "d", 3, (0.5, 0.5, 0.0))
+    tifffile.imwrite(tmp_path / "Roof.tif", dsm, extratags=[(*scale, True)])
+    district = read_district(tmp_path / "Roof.tif")
+    for index in (27, 41):  # a high sun and a strong lean: the margin is that of the roof's lean
+        scene = render_district(district, index, (64, 64), seed=0)
+        assert np.isfinite(scene.agl_m).all() and scene.agl_m.max() > 8.0
+
+
 def test_a_data_set_of_surfaces_completes_and_is_not_mixed(surface, tmp_path):
     arguments = {"train": 1, "test": 1, "size": 64, "seed": 3, "cities": ("SYA",)}
     arguments |= {"preset": "real", "dsm": [surface]}

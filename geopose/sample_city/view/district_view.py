@@ -147,6 +147,9 @@ def _plan(district: District, scene: SceneParameters, shape: tuple[int, int]) ->
     )
     plan.height_m[plan.cover == Cover.GROUND] = 0.0
     _paint(plan, scene, district.roofs[i, j])
+    # What stands on the tallest roof ends where the ground that was cut would be too narrow for it.
+    highest = (margin - 0.5) / max(abs(scene.k[0]), abs(scene.k[1]), 1e-6)
+    np.minimum(plan.height_m, np.float32(highest), out=plan.height_m)
     return plan
 
 
