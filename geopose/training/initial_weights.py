@@ -13,7 +13,7 @@ from geopose.checkpoints.formats.pth import load_weights
 from geopose.checkpoints.remote.fetch import Source, fetch
 from geopose.checkpoints.weights import load_weights_strict
 from geopose.errors import InputError
-from geopose.models.build import channel_order, normalization
+from geopose.models.build import channel_order, model_slug, normalization
 from geopose.models.legacy import rename_state_dict
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,20 @@ def apply_initial_weights(model: nn.Module, cfg: Mapping[str, Any]) -> None:
                 weights = rename_state_dict(payload["model_state_dict"])
             except InputError as error:
                 raise InputError(f"{path}: {error}") from error
-            loader(model, weights, path)
+            try:
+                loader(model, weights, path)
+            except InputError as error:
+                raise InputError(f"{error}{_remedy(key, payload, path)}") from error
+
+
+def _remedy(key: str, payload: Mapping[str, Any], path: str) -> str:
+    """What to give for weights that do not fit; names the file's network if it says so."""
+    told = ""
+    if says_network(payload):
+        data = with_network(payload, Path(path))["checkpoint_data"]
+        told = f" ({model_slug(data['config']['model'])})"
+    fits = "" if key == "transfer" else ", or transfer=FILE, which takes what fits"
+    return f"; give the model that it was trained with{told}{fits}"
 
 
 def _check_channel_order(payload: Mapping[str, Any], cfg: Mapping[str, Any], path: str) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from geopose.checkpoints.load import load_model
 from geopose.checkpoints.remote.fetch import Source, fetch
+from geopose.errors import InputError
 from tests.training_run import train, weights
 
 
@@ -24,3 +25,10 @@ def test_a_training_can_start_from_the_demo(
             torch.testing.assert_close(tensor, wanted[name], atol=1e-6, rtol=0)
     train(sample_dir, tmp_path / "other", *own, *still)
     assert "demo.pth: trained with train.downsample=3 (here 1); give the same" in caplog.text
+
+
+def test_weights_of_another_network_are_refused_with_its_name(
+    sample_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"with \(sample_unet\), or transfer=FILE"):
+        train(sample_dir, tmp_path / "run", "model=mobilenet_unet", "checkpoint=demo")
