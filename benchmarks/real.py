@@ -3,8 +3,7 @@
     python benchmarks/real.py --views DIR [DIR ...] --models demo [NAME=FILE ...]
         [--csv benchmarks/results/real.csv] [--picture FILE] [--tta d4]
 
-`demo` is the demonstration network, with the views that it runs with everywhere (d4-zoom); others
-are shown in those of d4, unless `--tta` says otherwise.
+All are shown in the views of d4 unless `--tta` says otherwise; `demo` is the demonstration network.
 
 A DIR of `--views` holds `<id>_RGB.tif`, `<id>_AGL.tif` and `<id>_VFLOW.json`, itself or in
 `train/`, and says gsd in `metadata.csv` (else `--gsd`); its images are one city, named like it.
@@ -25,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.scoring import Figures, View, predict  # noqa: E402
+from geopose.checkpoints.remote.fetch import Source, fetch  # noqa: E402
 from geopose.data.heights import read_agl_m  # noqa: E402
 from geopose.data.rgb import read_rgb  # noqa: E402
 from geopose.data.vflow import read_vflow  # noqa: E402
 from geopose.errors import InputError  # noqa: E402
 from geopose.imagery.files.raster import open_raster  # noqa: E402
 from geopose.imagery.place.flow import sensor_flow  # noqa: E402
-from geopose.inference.named_models import resolve_model  # noqa: E402
 from geopose.metrics import ScoreAccumulator  # noqa: E402
 from geopose.output.preview import Pose, PreviewRow, draw_preview  # noqa: E402
 from geopose.words import DEMO  # noqa: E402
@@ -121,13 +120,10 @@ def _rounded(value: object) -> object:
     return f"{value:.4f}" if isinstance(value, float) else value
 
 
-def _named(text: str) -> tuple[str, Path, str]:
-    """Name, file and views of a model."""
+def _named(text: str) -> tuple[str, Path]:
+    """Name and file of a model."""
     name, _, file = text.rpartition("=")
-    if file == DEMO:
-        config = resolve_model(DEMO)
-        return name or DEMO, config.models[0].files[0], str(config.tta)
-    return name or Path(file).stem, Path(file), "d4"
+    return name or Path(file).stem, fetch(Source(file))
 
 
 def main() -> None:
@@ -137,7 +133,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME=FILE",
                         help=f"checkpoints, or {DEMO}")  # fmt: skip
     parser.add_argument("--gsd", type=float, help="metres a pixel where no metadata.csv says it")
-    parser.add_argument("--tta", help="as in an inference config, or none (by model)")
+    parser.add_argument("--tta", default="d4", help="as in an inference config, or none (d4)")
     parser.add_argument("--csv", type=Path, help="write the rows into this file, too")
     parser.add_argument("--picture", type=Path, help="draw the last model on the first folder")
     parser.add_argument("--each", action="store_true", help="also print every view's numbers")
@@ -146,16 +142,16 @@ def main() -> None:
         models = [_named(text) for text in arguments.models]
     except InputError as error:
         parser.error(str(error))
+    tta = None if arguments.tta == "none" else arguments.tta
     rows: list[dict[str, object]] = []
     for number, folder in enumerate(arguments.views):
         views = read_views(folder, arguments.gsd)
         rows.append({"model": "zero heights", "place": folder.name, "tta": "none"})
         flat = score(views, zero_heights(views))
         rows[-1] |= flat | dict.fromkeys(("angle_deg", "angle_deg_by_scale"), math.nan)
-        for name, file, usual in models:
-            tta = arguments.tta or usual
-            poses = [pose for _, pose in predict(file, views, None if tta == "none" else tta)]
-            rows.append({"model": name, "place": folder.name, "tta": tta})
+        for name, file in models:
+            poses = [pose for _, pose in predict(file, views, tta)]
+            rows.append({"model": name, "place": folder.name, "tta": arguments.tta})
             rows[-1] |= score(views, poses)
             if arguments.each:
                 _print_views(views, poses)

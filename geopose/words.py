@@ -9,7 +9,7 @@ AUTO = "auto"
 FP32, TF32, BF16, FP16 = "fp32", "tf32", "bf16", "fp16"
 PRECISIONS = (AUTO, FP32, TF32, BF16, FP16)
 
-TTA_NAMES = (None, "fliplr", "flips", "d2", "d4", "d4-zoom", "ms", "d4-ms")
+TTA_NAMES = (None, "fliplr", "flips", "d2", "d4", "ms", "d4-ms")
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 

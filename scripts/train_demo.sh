@@ -2,6 +2,7 @@
 # Trains the demonstration network that the package carries (--model demo), on synthetic scenes alone,
 # and scores it on scenes that it has not seen. Its weights, config, range of gsd, recipe and hash go
 # into geopose/demo/demo.pth; figures into runs/demo/score.json and from there into docs/models.md.
+# It takes the best epoch on synthetic scenes; docs/benchmarks.md says what that costs on real ones.
 #   ./scripts/train_demo.sh [MINUTES [SCENES [DSM.tif ...]]]
 # MINUTES of training (default 90), after SCENES of each of the four cities (default 60) are made, and
 # as many of each surface model that is given (0.5 m cells), with invented textures.
@@ -35,8 +36,8 @@ OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_no
 
 step "3/4 export"
 mkdir -p "$(dirname "$model")"
-"$PYTHON" -m geopose.checkpoints export "$training/checkpoints_mean_r2/best.pth" "$model" --force \
-    --recipe "scripts/train_demo.sh $minutes: sample_unet, flow_first (heights: Huber of 15 m), sample_real, best epoch, not averaged, on $train synthetic scenes of \
+"$PYTHON" -m geopose.checkpoints export "$training/checkpoints_mean_r2_ema/best.pth" "$model" --force \
+    --recipe "scripts/train_demo.sh $minutes: sample_unet, flow_first (heights: Huber of 15 m), sample_real (half the resolution), averaged weights of the best epoch, on $train synthetic scenes of \
 640 x 640 px of each city and of $# surface models (preset real, seed $seed), $minutes minutes on $processes CPU processes"
 "$PYTHON" -m geopose.checkpoints info "$model"
 

@@ -144,21 +144,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> InferenceConfig:
     return _checked(path, _read(path, overrides))
 
 
-def config_of_checkpoint(
-    name: str, overrides: Sequence[str] = (), tta: str = "d4"
-) -> InferenceConfig:
-    """What a config would say that names one checkpoint and nothing else.
+def config_of_checkpoint(name: str, overrides: Sequence[str] = ()) -> InferenceConfig:
+    """What a config would say that names one checkpoint, and the views of d4.
 
     Args:
         name: a path or URL.
         overrides: as of `load_config`.
-        tta: the views, unless an override says others.
 
     Raises:
         InputError: no such file, unknown key or wrong value.
     """
     path = Path(name)
-    content = {"ensemble": {"tta": tta, "models": [name]}, "submission_dir": os.curdir}
+    content = {"ensemble": {"tta": "d4", "models": [name]}, "submission_dir": os.curdir}
     return _checked(path, _overridden(path, OmegaConf.create(content), overrides))
 
 

@@ -36,7 +36,7 @@ def resolve_model(name: str | None = None, overrides: Sequence[str] = ()) -> Inf
         name: what the user said; None = `DEFAULT`.
         overrides: `key=value` of an inference config, such as `ensemble.tta=null` or
             `inference.precision=fp32`; they win over what the model says. A checkpoint by itself
-            is averaged over the 8 views of d4, the demo over the 16 of d4-zoom.
+            is averaged over the 8 views of d4.
 
     Returns:
         A config; its `submission_dir` means nothing where predictions go elsewhere.
@@ -96,4 +96,4 @@ def _shipped(name: str, overrides: Sequence[str]) -> InferenceConfig:
     if name != DEMO:
         return load_config(config_folder() / "inference" / _PUBLISHED[name], overrides)
     logger.warning("%s: %s", DEMO, _DEMO_IS)
-    return replace(config_of_checkpoint(DEMO, overrides, "d4-zoom"), source=Path(DEMO))
+    return replace(config_of_checkpoint(DEMO, overrides), source=Path(DEMO))

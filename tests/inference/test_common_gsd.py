@@ -140,6 +140,6 @@ def test_8_bits_are_refused_before_any_work(
     monkeypatch.setattr(quantization, "read_split", lambda *_: pytest.fail("work has begun"))
     (tmp_path / "data").mkdir()
     command = ["quantize", at_one_gsd(tmp_path / "a.pth", 0.4), tmp_path / "a.int8"]
-    more = ["--data-dir", tmp_path / "data", "--tta", "d4-zoom"]
+    more = ["--data-dir", tmp_path / "data", "--tta", "ms"]
     assert run_command(main, [*map(str, command), *map(str, more)]) == 2
     assert "use those of d4" in capsys.readouterr().err

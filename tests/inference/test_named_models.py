@@ -63,7 +63,7 @@ def test_the_demo_is_here_and_says_what_it_is(caplog: pytest.LogCaptureFixture) 
     loaded = load_entry(found.models[0])
     assert found.models[0].files[0].stat().st_size < 12e6
     assert loaded.gsd_range_m is not None
-    assert found.tta == "d4-zoom"
+    assert found.tta == "d4"
 
 
 def test_the_document_speaks_of_the_demo_that_is_here() -> None:

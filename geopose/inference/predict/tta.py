@@ -22,7 +22,6 @@ from geopose.words import TTA_NAMES
 GMEAN = "-gmean"
 ZOOM_STEP_PX = 256  # `ms`: the longer side becomes this much shorter and longer
 SMALLEST_ZOOM = 0.5  # an image shorter than twice the step is halved at most
-ZOOM = 1.15  # `d4-zoom`, where the demonstration network was best (docs/benchmarks.md)
 
 
 _SHORTEST = 1e-12  # shorter vectors are not normalised any more
@@ -172,17 +171,15 @@ class View:
     Attributes:
         symmetry: of the square.
         step_px: by which the longer side becomes longer.
-        zoom: factor on both sides beside that.
     """
 
     symmetry: Symmetry = SYMMETRY["identity"]
     step_px: int = 0
-    zoom: float = 1.0
 
     @property
     def resizes(self) -> bool:
         """Whether the model sees another size than the image's."""
-        return bool(self.step_px) or self.zoom != 1.0
+        return bool(self.step_px)
 
     def look(self, image: Tensor, gsd_m: Tensor) -> Look:
         """The image and gsd of this view: zooming by s makes gsd / s of gsd."""
@@ -217,7 +214,7 @@ class View:
         """(height, width) of the zoomed image, and the zoom that whole pixels make of it."""
         height, width = size
         longer = max(height, width)
-        wanted = max(SMALLEST_ZOOM, (longer + self.step_px) / longer) * self.zoom
+        wanted = max(SMALLEST_ZOOM, (longer + self.step_px) / longer)
         rows, columns = max(1, round(height * wanted)), max(1, round(width * wanted))
         return (rows, columns), (rows * columns / (height * width)) ** 0.5
 
@@ -238,7 +235,6 @@ _VIEWS: dict[str | None, tuple[View, ...]] = {  # of every one of TTA_NAMES
     "flips": _views(("identity", "fliplr", "flipud")),
     "d2": _views(("identity", "fliplr", "flipud", "rot180")),
     "d4": tuple(View(symmetry) for symmetry in SYMMETRIES),
-    "d4-zoom": tuple(View(symmetry, zoom=zoom) for zoom in (1.0, ZOOM) for symmetry in SYMMETRIES),
     "ms": tuple(View(step_px=step) for step in _MS),
     "d4-ms": tuple(View(symmetry, step) for step in _MS for symmetry in SYMMETRIES),
 }
