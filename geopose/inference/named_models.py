@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from geopose.checkpoints.remote.download import Patience
-from geopose.checkpoints.remote.fetch import fetch_all, is_url
+from geopose.checkpoints.remote.fetch import fetch_all, is_url, speak_of_namesake
 from geopose.errors import GeoposeError, InputError
 from geopose.files.config_folder import config_folder, shipped_or_own
 from geopose.inference.config import InferenceConfig, config_of_checkpoint, load_config
@@ -70,11 +70,7 @@ def in_words(name: str | None) -> str:
 
 def _config(name: str, overrides: Sequence[str]) -> InferenceConfig:
     if name in MODEL_NAMES:
-        if Path(name).exists():
-            logger.warning(
-                "%s: taken as the shipped model of this name, not as what is here under it; "
-                "for that give ./%s", name, name,
-            )  # fmt: skip
+        speak_of_namesake(name)
         return _shipped(name, overrides)
     path = shipped_or_own(Path(name))
     if is_url(name):

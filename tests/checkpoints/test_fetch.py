@@ -58,13 +58,19 @@ def test_a_file_is_fetched_once(cache: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_demo_is_the_file_of_the_package_whatever_lies_here(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_bytes(BODY)
-    shipped = fetch(Source("demo"))
-    assert shipped == Path(geopose.__file__).parent / "demo/demo.pth"
     assert fetch(Source("./demo")).read_bytes() == BODY
+    assert not caplog.messages
+    for _ in range(2):
+        assert fetch(Source("demo")) == Path(geopose.__file__).parent / "demo/demo.pth"
+    (message,) = caplog.messages
+    assert "give ./demo" in message
     with pytest.raises(InputError, match="wanted"):
         fetch(Source("demo", DIGEST))
     assert not cache.exists()

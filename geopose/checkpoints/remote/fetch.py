@@ -29,6 +29,7 @@ from geopose.words import DEMO
 logger = logging.getLogger(__name__)
 
 _SHIPPED = {DEMO: Path(__file__).resolve().parents[2] / "demo" / "demo.pth"}
+_NAMESAKES: set[Path] = set()  # of shipped files, so that each is spoken of once
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,17 @@ def cached_path(url: str) -> Path:
     return path.with_name(f"{path.stem}-{digits}{path.suffix}")
 
 
+def speak_of_namesake(name: str) -> None:
+    """A warning, once, if something lies here under a name that is taken for a shipped one."""
+    here = Path(name).absolute()
+    if here.exists() and here not in _NAMESAKES:
+        _NAMESAKES.add(here)
+        logger.warning(
+            "%s: taken as the shipped model of this name, not as what is here under it; "
+            "for that give ./%s", name, name,
+        )  # fmt: skip
+
+
 def fetch(source: Source) -> Path:
     """The local file of one model entry; see `fetch_all`."""
     return fetch_all([source])[0]
@@ -131,6 +143,8 @@ def fetch_all(sources: Sequence[Source], patience: Patience | None = None) -> li
 def _checked(source: Source) -> Path:
     """The path of a file that must be there; InputError if it is not, or not the wanted one."""
     path = source.path
+    if source.entry in _SHIPPED:
+        speak_of_namesake(source.entry)
     if not path.is_file():
         raise InputError(f"{source.entry}: no such checkpoint file (looked from {Path.cwd()})")
     if source.sha256 is not None:
