@@ -6,8 +6,8 @@ from typing import Any
 
 from geopose.inference.predict.tta import Tta
 
-# Images a tenth beyond are not worth resampling, and views that do well show them 1.15 times
-# larger; of images half as large again as known ones, heights were seen to explode.
+# Images a tenth beyond are not worth resampling, and 1.15 times larger ones were seen to do well;
+# of images half as large again as known ones, heights were seen to explode.
 _FAR = 1.3
 
 
